@@ -1,0 +1,68 @@
+"""What every stage's command line shares: errors in one line, and progress."""
+
+import errno
+import functools
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
+
+import typer
+from tqdm import tqdm
+
+from stages.errors import UserError
+
+Item = TypeVar("Item")
+
+CANNOT_WRITE = {
+    errno.ENOSPC: "the disk is full: free some space",
+    errno.EDQUOT: "the disk quota is used up: free some space",
+    errno.EFBIG: "the file would be larger than this system allows",
+    errno.EROFS: "the file system is read-only",
+    errno.EACCES: "permission denied: check the owner of the folder",
+    errno.EPERM: "permission denied: check the owner of the folder",
+}
+PLAIN_LINE_SECONDS = 10.0
+
+
+def stage_command(main: Callable[..., None]) -> typer.Typer:
+    """Make `main` a command: a user's mistake is one line and exit code 1.
+
+    Anything unexpected keeps its traceback.
+    """
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+    @functools.wraps(main)
+    def command(*args: object, **options: object) -> None:
+        try:
+            main(*args, **options)
+        except UserError as error:
+            _stop(str(error))
+        except OSError as error:
+            if error.errno not in CANNOT_WRITE:
+                raise
+            _stop(f"{error.filename or 'output'}: {CANNOT_WRITE[error.errno]}, then run again")
+
+    app.command()(command)
+    return app
+
+
+def _stop(message: str) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    if "DVC_STAGE" in os.environ:
+        print("earlier results are kept: `dvc checkout` brings them back", file=sys.stderr)
+    raise typer.Exit(1)
+
+
+def progress(items: Iterable[Item], total: int, label: str) -> Iterator[Item]:
+    """Pass `items` on, with a bar on a terminal and a plain line now and then elsewhere."""
+    if sys.stderr.isatty():
+        yield from tqdm(items, total=total, desc=label, leave=False)
+        return
+    last = time.monotonic()
+    for done, item in enumerate(items, start=1):
+        if time.monotonic() - last > PLAIN_LINE_SECONDS:
+            last = time.monotonic()
+            print(f"{label}: {done} of {total}", flush=True)
+        yield item

@@ -1,0 +1,151 @@
+"""Crop: the face and what is around it, cut the same way for training and for evaluation.
+
+    python -m stages.crop data/clean data/crop
+
+Writes to the output folder:
+
+- `train.npy`, `evaluation.npy`: the crops, N x size x size x 3, uint8, to be memory-mapped
+- `train.csv`, `evaluation.csv`: a row a crop, in the same order: person, photo, the face's box as
+  shares of the photo (left, top, width, height), the way it was found, the confidence
+- `fallback.json`: the median box of the training photos, used where no face is found
+- `contact_sheet.png`: crops of a few people, to look at
+- `metrics.json`: how many faces were found, by mask state and by way
+"""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from PIL import Image
+
+from stages.command import progress, stage_command
+from stages.faces.boxes import Boxes, Way, fill_boxes, median_box, square
+from stages.faces.contact_sheet import draw_contact_sheet
+from stages.faces.detect import find_face, load_detector
+from stages.files import write_json, write_table, write_whole
+from stages.params import CropParams, read_params
+from stages.photos.labels import MASKS
+from stages.photos.opening import open_photo
+from stages.photos.packed import Pixels, read_packed, write_packed
+from stages.photos.tables import read_stage_table
+
+BOX = ["left", "top", "width", "height"]
+
+
+def crop_set(
+    name: str, photos: pd.DataFrame, of_all: Boxes | None, params: CropParams, out: Path
+) -> tuple[pd.DataFrame, Boxes | None]:
+    """Find the faces of a set of photos and write `NAME.npy` and `NAME.csv` to `out`.
+
+    Both sets go through here; they differ in their photos and in `of_all` alone.
+
+    Args:
+        photos: photo, path, and person ("" where it is not known).
+        of_all: the box for a photo without a face; None: the median of this set's own.
+
+    Returns:
+        The table of boxes, and the box that stood for those of which none is known.
+    """
+    boxes, confidence = find_faces(name, photos["path"].to_list(), params)
+    of_all = median_box(boxes) if of_all is None else of_all
+    boxes, ways = fill_boxes(boxes, photos["person"].to_list(), of_all)
+    table = pd.concat(
+        [
+            photos[["person", "photo"]].reset_index(drop=True),
+            pd.DataFrame(boxes, columns=BOX),
+            pd.DataFrame({"way": ways, "confidence": confidence}),
+        ],
+        axis=1,
+    )
+    crops = cut_all(name, photos["path"].to_list(), boxes, params)
+    write_packed(out / f"{name}.npy", crops, len(photos), params.size)
+    write_table(out / f"{name}.csv", table, float_format="%.5f")
+    return table, of_all
+
+
+def find_faces(
+    name: str, paths: Sequence[str], params: CropParams
+) -> tuple[Boxes, NDArray[np.float64]]:
+    """Relative boxes (N x 4, NaN where no face was found) and confidences (N), on all cores."""
+    load_detector(
+        params.detector, params.yunet_model
+    )  # an unusable detector ends here, in one line
+    find = partial(_find_in, params=params)
+    with ProcessPoolExecutor() as pool:
+        found = pool.map(find, paths, chunksize=16)
+        results = list(progress(found, len(paths), f"crop: faces looked for, {name}"))
+    boxes = np.array([box for box, _ in results]).reshape(-1, 4)
+    return boxes, np.array([confidence for _, confidence in results])
+
+
+def _find_in(path: str, params: CropParams) -> tuple[Boxes, float]:
+    photo = open_photo(Path(path))
+    return find_face(photo, params.detector, params.yunet_model, params.min_confidence)
+
+
+def cut_all(name: str, paths: Sequence[str], boxes: Boxes, params: CropParams) -> Iterator[Pixels]:
+    """The crop of each photo (size x size x 3, uint8), in order, on all cores."""
+    with ProcessPoolExecutor() as pool:
+        crops = pool.map(partial(_cut_from, params=params), paths, boxes, chunksize=16)
+        yield from progress(crops, len(paths), f"crop: crops cut, {name}")
+
+
+def _cut_from(path: str, box: Boxes, params: CropParams) -> Pixels:
+    return cut(open_photo(Path(path)), box, params)
+
+
+def cut(photo: Image.Image, box: Boxes, params: CropParams) -> Pixels:
+    """Cut and scale the square around a relative box: size x size x 3, uint8."""
+    crop = photo.resize(
+        (params.size, params.size),
+        Image.Resampling.BILINEAR,
+        box=square(box, photo.width, photo.height, params.margin),
+        reducing_gap=3.0,
+    )
+    return np.asarray(crop.convert("L").convert("RGB") if params.greyscale else crop)
+
+
+def count_ways(table: pd.DataFrame) -> dict[str, Any]:
+    """Share of the photos in which a face was found, and how many boxes came which way."""
+    ways = table["way"].value_counts()
+    return {
+        "detection_rate": float((table["way"] == "detected").mean()) if len(table) else 0.0,
+        "boxes": {way: int(ways.get(way, 0)) for way in get_args(Way)},
+    }
+
+
+@stage_command
+def main(clean: Path, out: Path) -> None:
+    """Cut the faces of the photos in the tables of CLEAN, and pack them in OUT."""
+    params = read_params()
+    photos = read_stage_table(clean / "photos.csv")
+    asked = read_stage_table(clean / "evaluation.csv")
+    evaluation = asked[asked["rejected"] == ""].assign(person="")
+
+    found, of_all = crop_set("train", photos, None, params.crop, out)
+    found_eval, _ = crop_set("evaluation", evaluation, of_all, params.crop, out)
+
+    write_json(out / "fallback.json", {"box": None if of_all is None else of_all.tolist()})
+    with write_whole(out / "contact_sheet.png") as file:
+        sheet = draw_contact_sheet(found, photos["mask"], read_packed(out / "train.npy"))
+        sheet.save(file, format="png")
+    masks = photos["mask"].reset_index(drop=True)
+    metrics = {
+        "train": count_ways(found),
+        "by_mask": {mask: count_ways(found[masks == mask]) for mask in MASKS},
+        "evaluation": count_ways(found_eval),
+    }
+    write_json(out / "metrics.json", metrics)
+    print(
+        f"crop: {len(found)} photos, a face found in {metrics['train']['detection_rate']:.1%}; "
+        f"{len(found_eval)} evaluation photos, {metrics['evaluation']['detection_rate']:.1%}"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Finding a face, the box around it, and drawing faces for the embedded sample."""

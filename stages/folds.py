@@ -1,0 +1,147 @@
+"""Folds: every person gets a fold, so that no score is of a person the network has seen.
+
+    python -m stages.folds data/clean/photos.csv data/folds
+
+Writes `folds.csv` (person, photo, label, fold; the rows of photos.csv) and `metrics.json`, the
+figures of the fold gate.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
+from stages.command import stage_command
+from stages.errors import UserError
+from stages.files import write_json, write_table
+from stages.params import FoldParams, read_params
+from stages.photos.labels import CLASSES, Labels, class_names
+from stages.photos.tables import read_stage_table
+
+DRAWS = 20
+"""Splits drawn from consecutive seeds; the most even one is kept. One draw of few people is often
+uneven, and may leave a fold without a class that another draw spreads over all."""
+
+Folds = NDArray[np.int64]
+
+
+def assign_folds(labels: Labels, people: pd.Series, params: FoldParams) -> Folds:
+    """Fold of each photo (N, int64), the classes spread evenly.
+
+    By person with scikit-learn's StratifiedGroupKFold; by photo, which leaks, with StratifiedKFold.
+    """
+    count = len(params.index)
+    draws = [
+        _draw(labels, people, count, params.group_by == "photo", params.seed + draw)
+        for draw in range(DRAWS)
+    ]
+    return min(draws, key=lambda folds: class_deviation(labels, folds, count))
+
+
+def _draw(labels: Labels, people: pd.Series, count: int, by_photo: bool, seed: int) -> Folds:
+    splitter = StratifiedKFold if by_photo else StratifiedGroupKFold
+    split = splitter(n_splits=count, shuffle=True, random_state=seed)
+    folds = np.full(len(labels), -1)
+    for fold, (_, validation) in enumerate(split.split(labels, labels, people.to_numpy())):
+        folds[validation] = fold
+    return folds
+
+
+def class_counts(labels: Labels, folds: Folds, count: int) -> NDArray[np.int64]:
+    """Photos of each class in each fold: count x 18."""
+    table = np.zeros((count, CLASSES), dtype=np.int64)
+    np.add.at(table, (folds, labels), 1)
+    return table
+
+
+def class_deviation(labels: Labels, folds: Folds, count: int) -> float:
+    """Worst deviation of a class's photos in a fold from an even share, as a part of that share.
+
+    A fold without a class counts as worse than any uneven one.
+    """
+    table = class_counts(labels, folds, count)
+    even = table.mean(axis=0)
+    there = even > 0
+    deviation = float(np.abs(table[:, there] / even[there] - 1).max())
+    return deviation + CLASSES * count * float((table[:, there] == 0).sum())
+
+
+def check_people(photos: pd.DataFrame, count: int, names: list[str]) -> None:
+    """Stop where the data cannot have every class in every fold.
+
+    Raises:
+        UserError: naming each class that too few people have, and how many they are.
+    """
+    people = photos.groupby("label")["person"].nunique().reindex(range(CLASSES), fill_value=0)
+    rare = [
+        f"class {label} ({name}) has {people[label]}"
+        for label, name in enumerate(names)
+        if people[label] < count
+    ]
+    if rare:
+        raise UserError(
+            f"folds.index: {count} folds need {count} people of every class; {'; '.join(rare)}: "
+            "take fewer folds, or add people"
+        )
+
+
+def check_gate(photos: pd.DataFrame, params: FoldParams, names: list[str]) -> dict[str, object]:
+    """The gate: figures of the folds, an error where one could not be scored honestly.
+
+    Raises:
+        UserError: if a person is in two folds although folds are by person, or a class is missing
+            in a fold.
+    """
+    count = len(params.index)
+    folds_of_person = photos.groupby("person")["fold"].nunique()
+    shared = int((folds_of_person > 1).sum())
+    if params.group_by == "person" and shared:
+        raise UserError(f"{shared} people are in two folds, first {folds_of_person.idxmax()}")
+    labels, folds = photos["label"].to_numpy(), photos["fold"].to_numpy()
+    table = class_counts(labels, folds, count)
+    for fold, label in np.argwhere(table == 0):
+        people = photos.loc[photos["label"] == label, "person"].nunique()
+        raise UserError(
+            f"fold {fold} has no photo of class {label} ({names[label]}), which {people} people "
+            "have: take fewer folds, another folds.seed, or add people"
+        )
+    return {
+        "folds": count,
+        "people_in_two_folds": shared,
+        "photos": {str(fold): int((folds == fold).sum()) for fold in params.index},
+        "people": photos.groupby("fold")["person"].nunique().to_dict(),
+        "rarest_class_photos": int(table.min()),
+        "worst_class_deviation": class_deviation(labels, folds, count),
+    }
+
+
+@stage_command
+def main(photos: Path, out: Path) -> None:
+    """Spread the people of the table PHOTOS over the folds of folds.index."""
+    params = read_params()
+    names = class_names(params.labels.age_edges)
+    table = read_stage_table(photos)[["person", "photo", "label"]]
+
+    check_people(table, len(params.folds.index), names)
+    table["fold"] = assign_folds(table["label"].to_numpy(), table["person"], params.folds)
+    gate = check_gate(table, params.folds, names)
+
+    write_table(out / "folds.csv", table)
+    write_json(out / "metrics.json", gate)
+    print(
+        f"folds: {len(table)} photos of {table['person'].nunique()} people in {gate['folds']} "
+        f"folds, worst class deviation {gate['worst_class_deviation']:.1%}"
+    )
+    if params.folds.group_by == "photo":
+        print(
+            f"warning: folds.group_by: photo puts {gate['people_in_two_folds']} people in two "
+            "folds: the scores are too good, only to show the leak",
+            file=sys.stderr,
+        )
+
+
+if __name__ == "__main__":
+    main()

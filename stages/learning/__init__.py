@@ -1,0 +1,1 @@
+"""The network: building, weights, freezing, augmentation, the training loop."""

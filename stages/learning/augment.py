@@ -1,0 +1,58 @@
+"""Augmentation, anew in each epoch, a whole batch at a time and on its device."""
+
+import torch
+from torch import Tensor
+
+from stages.learning.device import normalise
+from stages.params import TrainParams
+
+
+def augment(pixels: Tensor, params: TrainParams, generator: torch.Generator) -> Tensor:
+    """Shift, flip, brighten, normalise and erase, each photo by its own random numbers.
+
+    Args:
+        pixels: B x H x W x 3, uint8.
+        generator: on the device of `pixels`.
+
+    Returns:
+        B x 3 x H x W, float32, normalised, channels_last.
+    """
+    moved = shift_and_flip(pixels, params.shift, params.flip, generator)
+    images = normalise(brighten(moved, params.brightness, generator))
+    return erase(images, params.erasing, generator)
+
+
+def shift_and_flip(pixels: Tensor, shift: float, flip: float, generator: torch.Generator) -> Tensor:
+    """Shift by up to `shift` of the side, edge pixels repeated; mirror with probability `flip`."""
+    count, side, device = len(pixels), pixels.shape[1], pixels.device
+    most = round(shift * side)
+    by = torch.randint(-most, most + 1, (2, count, 1), generator=generator, device=device)
+    steps = torch.arange(side, device=device)
+    rows = (steps + by[0]).clamp(0, side - 1)
+    columns = (steps + by[1]).clamp(0, side - 1)
+    mirrored = torch.rand(count, 1, generator=generator, device=device) < flip
+    columns = torch.where(mirrored, columns.flip(1), columns)
+    photo = torch.arange(count, device=device)[:, None, None]
+    return pixels[photo, rows[:, :, None], columns[:, None, :]]
+
+
+def brighten(pixels: Tensor, brightness: float, generator: torch.Generator) -> Tensor:
+    """Multiply each photo by a factor within 1 +- `brightness`; float32, 0 to 255."""
+    drawn = torch.rand(len(pixels), 1, 1, 1, generator=generator, device=pixels.device)
+    return (pixels * (1 + brightness * (2 * drawn - 1))).clamp(0, 255)
+
+
+def erase(images: Tensor, probability: float, generator: torch.Generator) -> Tensor:
+    """Set a rectangle of 10% to 40% of each side to the mean, in place, with `probability`.
+
+    Random Erasing (Zhong et al., AAAI 2020), with normalised images, whose mean is 0.
+    """
+    count, side, device = len(images), images.shape[-1], images.device
+    drawn = torch.rand(5, count, 1, generator=generator, device=device)
+    height, width = side * (0.1 + 0.3 * drawn[0]), side * (0.1 + 0.3 * drawn[1])
+    top, left = drawn[2] * (side - height), drawn[3] * (side - width)
+    steps = torch.arange(side, device=device)
+    in_rows = (steps >= top) & (steps < top + height) & (drawn[4] < probability)
+    in_columns = (steps >= left) & (steps < left + width)
+    hole = in_rows[:, :, None] & in_columns[:, None, :]
+    return images.masked_fill_(hole[:, None], 0.0)

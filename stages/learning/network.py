@@ -1,0 +1,159 @@
+"""torchvision's networks with a head of 18 classes, and freezing them part by part."""
+
+from collections.abc import Mapping
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from stages.errors import UserError
+from stages.photos.labels import CLASSES
+
+State = dict[str, Tensor]
+
+OPENED = ("features", "classifier", "encoder", "encoder.layers", "heads")
+"""Containers whose members are parts of their own; any other module is one part."""
+
+NORMS = (nn.BatchNorm2d, nn.LayerNorm)
+
+
+def build(model: str, seed: int = 0) -> nn.Module:
+    """A torchvision network with 18 outputs and random weights, drawn from `seed`."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network: nn.Module = torchvision.models.get_model(model, weights=None, num_classes=CLASSES)
+    return network
+
+
+def head_name(network: nn.Module) -> str:
+    """Name of the last linear layer, which gives the logits: `fc`, `classifier.1`, ..."""
+    names = [str(name) for name, module in network.named_modules() if isinstance(module, nn.Linear)]
+    return names[-1]
+
+
+def parts(network: nn.Module) -> dict[str, list[str]]:
+    """What can be frozen, in the order of the forward pass: name of a part -> its parameters.
+
+    For a ResNet: conv1 (with bn1), layer1 to layer4. A normalisation between two parts belongs to
+    the one before it, as do parameters of no module of their own (ViT's class token and position
+    embedding, which follow its `conv_proj`). The head is no part.
+    """
+    head, found, last = head_name(network), dict[str, list[str]](), ""
+
+    def walk(module: nn.Module, prefix: str) -> None:
+        nonlocal last
+        for name, child in module.named_children():
+            full = f"{prefix}{name}"
+            if full in OPENED:
+                walk(child, f"{full}.")
+                continue
+            parameters = [f"{full}.{own}" for own, _ in child.named_parameters()]
+            if not parameters or full == head:
+                continue
+            if isinstance(child, NORMS) and last:
+                found[last] += parameters
+            else:
+                found[full], last = parameters, full
+
+    walk(network, "")
+    named = {name for names in found.values() for name in names}
+    loose = [
+        name
+        for name, _ in network.named_parameters()
+        if name not in named and not name.startswith(f"{head}.")
+    ]
+    found[next(iter(found))] += loose
+    return found
+
+
+def freeze(network: nn.Module, upto: str) -> None:
+    """Turn off the gradients of all parts up to and including `upto`; "none" freezes nothing.
+
+    Raises:
+        UserError: if there is no such part; the message lists them.
+    """
+    network.requires_grad_(True)
+    if upto == "none":
+        return
+    found = parts(network)
+    if upto not in found:
+        raise UserError(
+            f"train.freeze: this network has no part {upto!r}: write none or one of "
+            f"{', '.join(found)}"
+        )
+    named = dict(network.named_parameters())
+    for part, names in found.items():
+        for name in names:
+            named[name].requires_grad_(False)
+        if part == upto:
+            break
+
+
+def set_training(network: nn.Module) -> None:
+    """Training mode for what trains, evaluation mode for what is frozen.
+
+    A frozen BatchNorm would otherwise go on moving its running statistics although none of its
+    parameters has a gradient, and frozen dropout would go on dropping.
+    """
+    network.train()
+    for module in network.modules():
+        parameters = list(module.parameters())
+        if parameters and not any(parameter.requires_grad for parameter in parameters):
+            module.eval()
+
+
+def count_parameters(network: nn.Module) -> dict[str, int]:
+    """How many numbers train, and how many are frozen."""
+    sizes = {True: 0, False: 0}
+    for parameter in network.parameters():
+        sizes[parameter.requires_grad] += parameter.numel()
+    return {"trainable": sizes[True], "frozen": sizes[False]}
+
+
+def parameter_groups(
+    network: nn.Module, head_lr: float, backbone_lr: float
+) -> list[dict[str, object]]:
+    """The trainable parameters for the optimizer, each once: backbone and head apart."""
+    head = f"{head_name(network)}."
+    trainable = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for name, p in trainable if not name.startswith(head)], "lr": backbone_lr},
+        {"params": [p for name, p in trainable if name.startswith(head)], "lr": head_lr},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def fit_state(network: nn.Module, state: Mapping[str, Tensor], source: str) -> State:
+    """The network's state with the tensors of `state` in it, as float32.
+
+    The head is taken over only where it has 18 outputs; a file without one is fine.
+
+    Raises:
+        UserError: naming tensors that the file lacks, has beside the network's, or of another
+            shape.
+    """
+    own = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    head = f"{head_name(network)}."
+    body = {name for name in own if not name.startswith(head)}
+    # A file may come without the classifier (for some networks more than the head), and old
+    # checkpoints lack BatchNorm's count of batches, which nothing here reads.
+    classifier = head.split(".")[0] + "."
+    needed = {n for n in body if not n.startswith(classifier) and "num_batches_tracked" not in n}
+    extra = {name for name in state if not name.startswith(head)} - body
+    other = {name for name in body & state.keys() if own[name].shape != state[name].shape}
+    for what, names in {
+        "lacks": needed - state.keys(),
+        "has unknown": extra,
+        "has of another shape": other,
+    }.items():
+        if names:
+            raise UserError(f"{source} does not fit the model: it {what} {_few(names)}")
+    for name in own:
+        if name in state and own[name].shape == state[name].shape:
+            own[name] = state[name].to(own[name].dtype).clone()
+    return own
+
+
+def _few(names: set[str], most: int = 4) -> str:
+    shown = ", ".join(sorted(names)[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

@@ -1,0 +1,58 @@
+"""Files of weights, read as data and never as code."""
+
+import hashlib
+import pickle
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from stages.errors import UserError
+from stages.files import write_whole
+from stages.learning.network import State
+
+
+def read_weights(path: Path) -> State:
+    """Read tensors by name from safetensors, or from a PyTorch state dict (`.pth`, `.pt`).
+
+    A state dict under the key `state_dict` or `model`, as training scripts save it, is found; the
+    prefix `module.` of DataParallel goes.
+
+    Raises:
+        UserError: if the file is missing, damaged, or holds something else than tensors.
+    """
+    if not path.is_file():
+        raise UserError(
+            f"weights.source: there is no file {path}: put it there, or change the path"
+        )
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"weights.source: {path} cannot be read as safetensors or as a state dict of tensors "
+            f"alone: {reason}"
+        ) from None
+    for key in ("state_dict", "model"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
+        raise UserError(f"weights.source: {path} is no state dict: it must map names to tensors")
+    return {str(name).removeprefix("module."): tensor for name, tensor in content.items()}
+
+
+def write_weights(path: Path, state: State) -> None:
+    """Write tensors by name as safetensors, whole or not at all."""
+    content = safetensors.torch.save({name: tensor.contiguous() for name, tensor in state.items()})
+    with write_whole(path) as file:
+        file.write(content)
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,193 @@
+"""params.yaml as frozen, strict, typed objects: one class per section, no defaults in code.
+
+What each knob does is said once, in params.yaml, beside its value.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from stages.errors import UserError
+
+Model = Literal[
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "wide_resnet50_2",
+    "mobilenet_v2",
+    "mobilenet_v3_large",
+    "efficientnet_b0",
+    "convnext_tiny",
+    "vit_b_16",
+]
+Detector = Literal["yuface", "haar", "yunet", "none"]
+Device = Literal["auto", "cuda", "cpu"]
+
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Section(BaseModel):
+    """A section of params.yaml: unknown keys and wrong types are errors, values do not change."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", hide_input_in_errors=False)
+
+
+class DataParams(Section):
+    train: str
+    eval: str
+    answers: str
+    corrections: str
+
+
+class LabelParams(Section):
+    age_edges: Annotated[list[Annotated[int, Field(ge=1, le=120)]], Field(min_length=2)]
+
+    @model_validator(mode="after")
+    def _ascend(self) -> Self:
+        if len(self.age_edges) != 2 or self.age_edges[0] >= self.age_edges[1]:
+            raise ValueError("age_edges must be two ages, the lower one first, such as [30, 60]")
+        return self
+
+
+class SampleParams(Section):
+    people: Annotated[int, Field(ge=12)]
+    evaluation_people: Annotated[int, Field(ge=0)]
+    seed: Seed
+
+
+class CleanParams(Section):
+    max_rejected: Share
+    max_pixels: Count
+
+
+class CropParams(Section):
+    detector: Detector
+    yunet_model: str
+    min_confidence: Share
+    margin: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    size: Annotated[int, Field(ge=16, le=1024)]
+    greyscale: bool
+
+
+class FoldParams(Section):
+    index: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=2)]
+    group_by: Literal["person", "photo"]
+    seed: Seed
+
+    @model_validator(mode="after")
+    def _count_up(self) -> Self:
+        if self.index != list(range(len(self.index))):
+            raise ValueError(
+                f"index must count up from 0, such as {list(range(len(self.index)))}, "
+                f"each fold once (is {self.index})"
+            )
+        return self
+
+
+class WeightParams(Section):
+    model: Model
+    source: Annotated[str, Field(min_length=1)]
+    seed: Seed
+
+
+class TrainParams(Section):
+    freeze: Annotated[str, Field(min_length=1)]
+    epochs: Count
+    patience: Count
+    stop_on: Literal["loss", "macro_f1"]
+    batch_size: Count
+    optimizer: Literal["adamw", "sgd"]
+    head_lr: Rate
+    backbone_lr: Rate
+    weight_decay: Rate
+    warmup: Share
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)]
+    balanced_sampling: bool
+    shift: Share
+    flip: Share
+    brightness: Share
+    erasing: Share
+    device: Device
+    precision: Literal["auto", "fp32", "bf16"]
+    seed: Seed
+
+
+class AggregateParams(Section):
+    bootstrap: Annotated[int, Field(ge=100)]
+    seed: Seed
+
+
+class PredictParams(Section):
+    batch_size: Count
+    device: Device
+    precision: Literal["auto", "fp32", "bf16"]
+
+
+class Params(Section):
+    """All of params.yaml."""
+
+    data: DataParams
+    labels: LabelParams
+    sample: SampleParams
+    clean: CleanParams
+    crop: CropParams
+    folds: FoldParams
+    weights: WeightParams
+    train: TrainParams
+    aggregate: AggregateParams
+    predict: PredictParams
+
+
+def read_params(path: Path = Path("params.yaml")) -> Params:
+    """Read and check params.yaml, in YAML 1.2 as DVC does (`1e-3` is a number).
+
+    Raises:
+        UserError: one line per key that is unknown, missing, or holds a value it may not.
+    """
+    try:
+        content = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: run in the folder that holds it") from None
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    try:
+        return Params.model_validate(content)
+    except ValidationError as error:
+        raise UserError("\n".join(_explain(path, content, error))) from None
+
+
+def _explain(path: Path, content: object, error: ValidationError) -> list[str]:
+    lines = []
+    for problem in error.errors(include_url=False):
+        key = ".".join(str(part) for part in problem["loc"]) or "the file"
+        match problem["type"]:
+            case "extra_forbidden":
+                known = ", ".join(_keys_beside(problem["loc"]))
+                lines.append(f"{path}: {key} is not known; the keys there are {known}")
+            case "missing":
+                lines.append(f"{path}: {key} is missing: add it")
+            case _:
+                what = problem["msg"].removeprefix("Value error, ")
+                what = what[0].lower() + what[1:]
+                lines.append(f"{path}: {key}: {what} (is {_shown(problem['input'])})")
+    return lines
+
+
+def _keys_beside(location: tuple[int | str, ...]) -> list[str]:
+    section: type[BaseModel] = Params
+    for part in location[:-1]:
+        kind = section.model_fields[str(part)].annotation
+        assert isinstance(kind, type) and issubclass(kind, BaseModel)
+        section = kind
+    return list(section.model_fields)
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

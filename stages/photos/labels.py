@@ -1,0 +1,61 @@
+"""The label scheme: `label = mask*6 + gender*3 + age group`, 18 classes."""
+
+from bisect import bisect_right
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+MASKS = ("worn", "incorrect", "not_worn")
+GENDERS = ("male", "female")
+AGE_GROUPS = 3
+CLASSES = len(MASKS) * len(GENDERS) * AGE_GROUPS
+
+MASK_OF_PHOTO = {
+    "mask1": "worn",
+    "mask2": "worn",
+    "mask3": "worn",
+    "mask4": "worn",
+    "mask5": "worn",
+    "incorrect_mask": "incorrect",
+    "normal": "not_worn",
+}
+OLDEST = 120
+
+Labels = NDArray[np.int64]
+
+
+def age_group(age: int, edges: Sequence[int]) -> int:
+    """Group of an age in years: 0 below the first edge, 2 from the second edge on."""
+    return bisect_right(edges, age)
+
+
+def encode(mask: str, gender: str, age: int, edges: Sequence[int]) -> int:
+    """Label (0 to 17) of a mask state and a gender in words and an age in years."""
+    return (MASKS.index(mask) * 2 + GENDERS.index(gender)) * AGE_GROUPS + age_group(age, edges)
+
+
+def decode(labels: Labels) -> dict[str, Labels]:
+    """Mask (0 to 2), gender (0, 1) and age group (0 to 2) of labels, each of their shape."""
+    return {"mask": labels // 6, "gender": labels // 3 % 2, "age": labels % 3}
+
+
+def attribute_names(edges: Sequence[int]) -> dict[str, list[str]]:
+    """What each value of mask, gender and age group is called, in the order of its number."""
+    low, high = edges
+    return {
+        "mask": [mask.replace("_", " ") for mask in MASKS],
+        "gender": list(GENDERS),
+        "age": [f"under {low}", f"{low} to {high - 1}", f"{high} and over"],
+    }
+
+
+def class_names(edges: Sequence[int]) -> list[str]:
+    """Names of the 18 classes in order, such as "worn, female, 30 to 59"."""
+    names = attribute_names(edges)
+    return [
+        f"{mask}, {gender}, {age}"
+        for mask in names["mask"]
+        for gender in names["gender"]
+        for age in names["age"]
+    ]

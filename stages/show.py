@@ -1,0 +1,57 @@
+"""Show: the scores of the last run, and where to look further.
+
+python -m stages.show
+"""
+
+import json
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from stages.command import stage_command
+from stages.errors import UserError
+
+ROWS = {
+    "macro_f1": "macro F1, 18 classes",
+    "accuracy": "accuracy",
+    "mask_macro_f1": "macro F1, mask",
+    "gender_macro_f1": "macro F1, gender",
+    "age_macro_f1": "macro F1, age group",
+}
+LOOK = {
+    "metrics.json": "all scores; `dvc metrics diff` compares them with the last commit",
+    "data/crop/contact_sheet.png": "what the network sees",
+    "dvc plots show": "confusion matrix, F1 per class, learning curves, as a page",
+    "data/clean/rejected.csv": "photos that were not used, and why",
+    "data/submission.csv": "labels of the evaluation photos",
+}
+
+
+@stage_command
+def main(metrics: Path = Path("metrics.json")) -> None:
+    """Print the scores in METRICS."""
+    if not metrics.is_file():
+        raise UserError(f"{metrics} is missing: `dvc repro` makes it")
+    scores = json.loads(metrics.read_text(encoding="utf-8"))
+    table = Table(title="Scores on photos of people that the network has not seen")
+    for column in ("", "out of fold", "95% interval", "evaluation"):
+        table.add_column(column, justify="left" if not column else "right")
+    for key, name in ROWS.items():
+        low, high = scores["interval_95"][key].values()
+        evaluation = scores["evaluation"].get(key)
+        shown = "" if evaluation is None else f"{evaluation:.3f}"
+        table.add_row(name, f"{scores[key]:.3f}", f"{low:.3f} to {high:.3f}", shown)
+    console = Console()
+    console.print(table)
+    console.print(
+        f"macro F1 over the folds {scores['folds']['macro_f1_mean']:.3f} "
+        f"± {scores['folds']['macro_f1_std']:.3f}; on the photos trained on "
+        f"{scores['train']['macro_f1']:.3f}"
+    )
+    for what, why in LOOK.items():
+        console.print(f"  [bold]{what}[/bold]  {why}", soft_wrap=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""Weights: the state that the network of every fold starts from.
+
+    python -m stages.weights data/pretrained data/weights
+
+Reads a file in the folder of pretrained weights where `weights.source` names one. Writes
+`initial.safetensors` (float32, torchvision's names, a head of 18 classes) and `metrics.json`
+(model, source, sha256).
+"""
+
+import sys
+from pathlib import Path
+from urllib.error import URLError
+
+import torch
+import torchvision
+
+from stages.command import stage_command
+from stages.errors import UserError
+from stages.files import write_json
+from stages.learning.network import State, build, fit_state
+from stages.learning.weight_files import read_weights, sha256, write_weights
+from stages.params import WeightParams, read_params
+
+
+def imagenet(model: str) -> State:
+    """torchvision's own ImageNet weights, downloaded once to TORCH_HOME.
+
+    Raises:
+        UserError: if they are not there and cannot be downloaded.
+    """
+    weights = torchvision.models.get_model_weights(model).DEFAULT
+    try:
+        state: State = weights.get_state_dict(progress=sys.stderr.isatty(), check_hash=True)
+    except (URLError, ConnectionError, TimeoutError) as error:
+        cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
+        raise UserError(
+            f"weights.source: imagenet cannot be downloaded ({getattr(error, 'reason', error)}): "
+            f"fetch {weights.url} where there is internet and put it at {cached}"
+        ) from None
+    return state
+
+
+def initial_state(params: WeightParams) -> tuple[State, str]:
+    """The network's initial state (float32, with a head of 18), and the sha256 of its source."""
+    network = build(params.model, params.seed)
+    match params.source:
+        case "none":
+            return network.state_dict(), ""
+        case "imagenet":
+            weights = torchvision.models.get_model_weights(params.model).DEFAULT
+            state = fit_state(network, imagenet(params.model), f"{params.model} of torchvision")
+            return state, sha256(Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name)
+        case _:
+            path = Path(params.source)
+            return fit_state(network, read_weights(path), str(path)), sha256(path)
+
+
+@stage_command
+def main(folder: Path, out: Path) -> None:
+    """Write the state to start from to OUT; files of weights belong in FOLDER."""
+    params = read_params()
+    source = params.weights.source
+    if source not in ("none", "imagenet") and not Path(source).resolve().is_relative_to(
+        folder.resolve()
+    ):
+        print(
+            f"warning: weights.source: {source} is outside of {folder}: DVC will not see when it "
+            "changes",
+            file=sys.stderr,
+        )
+    state, digest = initial_state(params.weights)
+    write_weights(out / "initial.safetensors", state)
+    size = sum(tensor.numel() for tensor in state.values())
+    figures = {"model": params.weights.model, "source": source, "sha256": digest, "numbers": size}
+    write_json(out / "metrics.json", figures)
+    print(f"weights: {params.weights.model} from {source}, {size / 1e6:.1f} million numbers")
+
+
+if __name__ == "__main__":
+    main()
