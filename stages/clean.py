@@ -81,13 +81,13 @@ def inside(folder: Path, name: str, where: str) -> Path:
         UserError: if the name is empty or hidden, has folders in it, or is a link out of `folder`.
     """
     path = folder / name
-    if name.startswith(".") or name != Path(name).name or "\\" in name:
+    if not name or name.startswith(".") or name != Path(name).name or "\\" in name:
         raise UserError(
             f"{where}: {name!r} must be the plain, visible name of something in {folder}"
         )
     if path.is_symlink() and path.resolve().parent != folder.resolve():
         raise UserError(
-            f"{where}: {path} is a link that leads out of the data folder: copy it there"
+            f"{where}: {path} is a link out of the data folder: copy the file there"
         )
     return path
 

@@ -43,9 +43,10 @@ def assign_folds(labels: Labels, people: pd.Series, params: FoldParams) -> Folds
 
 def _draw(labels: Labels, people: pd.Series, count: int, by_photo: bool, seed: int) -> Folds:
     splitter = StratifiedKFold if by_photo else StratifiedGroupKFold
-    split = splitter(n_splits=count, shuffle=True, random_state=seed)
+    groups = None if by_photo else people.to_numpy()
+    split = splitter(n_splits=count, shuffle=True, random_state=seed).split(labels, labels, groups)
     folds = np.full(len(labels), -1)
-    for fold, (_, validation) in enumerate(split.split(labels, labels, people.to_numpy())):
+    for fold, (_, validation) in enumerate(split):
         folds[validation] = fold
     return folds
 

@@ -33,7 +33,11 @@ def mean_probabilities(networks: list[Path], crops: Path, params: Params) -> Pro
     device = choose_device(params.predict.device, "predict.device")
     dtype = choose_dtype(params.predict.precision, device)
     pixels = torch.from_numpy(np.array(read_packed(crops)))
-    network = build(params.weights.model).to(memory_format=torch.channels_last).to(device)
+    network = (
+        build(params.weights.model, pixels.shape[1])
+        .to(memory_format=torch.channels_last)
+        .to(device)
+    )
     total = torch.zeros(len(pixels), len(PROBABILITIES))
     for path in progress(networks, len(networks), "predict: folds"):
         network.load_state_dict(safetensors.torch.load_file(path))

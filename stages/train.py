@@ -61,7 +61,7 @@ def main(
     training = take(pixels, table, ~held_out, device)
     validation = take(pixels, table, held_out, device)
 
-    network = build(params.weights.model)
+    network = build(params.weights.model, pixels.shape[1])
     network.load_state_dict(safetensors.torch.load_file(initial))
     freeze(network, params.train.freeze)
     network.to(memory_format=torch.channels_last).to(device)

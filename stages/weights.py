@@ -40,9 +40,13 @@ def imagenet(model: str) -> State:
     return state
 
 
-def initial_state(params: WeightParams) -> tuple[State, str]:
-    """The network's initial state (float32, with a head of 18), and the sha256 of its source."""
-    network = build(params.model, params.seed)
+def initial_state(params: WeightParams, size: int) -> tuple[State, str]:
+    """The network's initial state (float32, with a head of 18), and the sha256 of its source.
+
+    Args:
+        size: side of the crops in pixels.
+    """
+    network = build(params.model, size, params.seed)
     match params.source:
         case "none":
             return network.state_dict(), ""
@@ -68,12 +72,17 @@ def main(folder: Path, out: Path) -> None:
             "changes",
             file=sys.stderr,
         )
-    state, digest = initial_state(params.weights)
+    state, digest = initial_state(params.weights, params.crop.size)
     write_weights(out / "initial.safetensors", state)
-    size = sum(tensor.numel() for tensor in state.values())
-    figures = {"model": params.weights.model, "source": source, "sha256": digest, "numbers": size}
+    numbers = sum(tensor.numel() for tensor in state.values())
+    figures = {
+        "model": params.weights.model,
+        "source": source,
+        "sha256": digest,
+        "numbers": numbers,
+    }
     write_json(out / "metrics.json", figures)
-    print(f"weights: {params.weights.model} from {source}, {size / 1e6:.1f} million numbers")
+    print(f"weights: {params.weights.model} from {source}, {numbers / 1e6:.1f} million numbers")
 
 
 if __name__ == "__main__":

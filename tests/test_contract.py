@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from stages.params import Params
+from stages.params import Params, Section
 
 ROOT = Path(__file__).parents[1]
 PIPELINE: dict[str, Any] = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"]
@@ -73,8 +73,24 @@ def test_a_stage_depends_on_exactly_the_modules_it_imports(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_a_stage_lists_exactly_the_params_it_reads(name: str) -> None:
-    assert set(stage_of(name)["params"]) == params_read(ROOT / f"stages/{name}.py")
+def test_a_stage_lists_its_section_and_exactly_what_it_reads_of_others(name: str) -> None:
+    read = params_read(ROOT / f"stages/{name}.py")
+    of_others = {key for key in read if key.split(".")[0] != name}
+    assert set(stage_of(name)["params"]) == {name, *of_others}
+    assert of_others != read, "a stage reads its own section"
+
+
+def test_no_knob_is_read_by_nothing() -> None:
+    read = {
+        node.attr
+        for module in (ROOT / "stages").rglob("*.py")
+        for node in ast.walk(ast.parse(module.read_text()))
+        if isinstance(node, ast.Attribute)
+    }
+    for name in STAGES:
+        section = Params.model_fields[name].annotation
+        assert isinstance(section, type) and issubclass(section, Section)
+        assert set(section.model_fields) <= read, name
 
 
 def test_each_stage_has_a_section_and_each_section_is_read() -> None:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import torch
 import torchvision
 from torch import Tensor, nn
+from torchvision.models.vision_transformer import VisionTransformer, interpolate_embeddings
 
 from stages.errors import UserError
 from stages.photos.labels import CLASSES
@@ -14,14 +15,30 @@ State = dict[str, Tensor]
 OPENED = ("features", "classifier", "encoder", "encoder.layers", "heads")
 """Containers whose members are parts of their own; any other module is one part."""
 
+PATCH = 16
+"""Side of the patches of vit_b_16, in pixels."""
+POSITIONS = "encoder.pos_embedding"
+
 NORMS = (nn.BatchNorm2d, nn.LayerNorm)
 
 
-def build(model: str, seed: int = 0) -> nn.Module:
-    """A torchvision network with 18 outputs and random weights, drawn from `seed`."""
+def build(model: str, size: int, seed: int = 0) -> nn.Module:
+    """A torchvision network with 18 outputs and random weights, drawn from `seed`.
+
+    Args:
+        size: side of the crops in pixels, which a vision transformer has to know.
+
+    Raises:
+        UserError: if the network cannot take crops of that size.
+    """
+    options: dict[str, int] = {"num_classes": CLASSES}
+    if model.startswith("vit_"):
+        if size % PATCH:
+            raise UserError(f"crop.size: {model} needs a multiple of {PATCH}, not {size}")
+        options["image_size"] = size
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network: nn.Module = torchvision.models.get_model(model, weights=None, num_classes=CLASSES)
+        network: nn.Module = torchvision.models.get_model(model, weights=None, **options)
     return network
 
 
@@ -126,6 +143,8 @@ def parameter_groups(
 def fit_state(network: nn.Module, state: Mapping[str, Tensor], source: str) -> State:
     """The network's state with the tensors of `state` in it, as float32.
 
+    A vision transformer's position embedding is interpolated to the network's size.
+
     The head is taken over only where it has 18 outputs; a file without one is fine.
 
     Raises:
@@ -133,6 +152,9 @@ def fit_state(network: nn.Module, state: Mapping[str, Tensor], source: str) -> S
             shape.
     """
     own = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    if isinstance(network, VisionTransformer) and POSITIONS in state:
+        resized = {POSITIONS: state[POSITIONS].float()}
+        state = {**state, **interpolate_embeddings(network.image_size, PATCH, resized)}
     head = f"{head_name(network)}."
     body = {name for name in own if not name.startswith(head)}
     # A file may come without the classifier (for some networks more than the head), and old

@@ -42,7 +42,7 @@ def read_text_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     for column in columns:
         if column not in table.columns:
             raise UserError(f"{path} has no column {column!r}; it has {', '.join(table.columns)}")
-    for column in table:
+    for column in list(table.columns):
         table[column] = table[column].fillna("").str.strip()
     return table.loc[(table != "").any(axis=1)]
 

@@ -1,0 +1,78 @@
+"""A small data set in the competition's layout, and the shipped params.yaml to change."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from ruamel.yaml import YAML
+from typer import Typer
+from typer.testing import CliRunner, Result
+
+ROOT = Path(__file__).parents[1]
+STEMS = ["mask1", "mask2", "mask3", "mask4", "mask5", "incorrect_mask", "normal"]
+
+Change = Callable[..., None]
+Run = Callable[..., Result]
+
+
+def save_photo(path: Path, seed: int = 0, size: tuple[int, int] = (48, 64)) -> None:
+    """A photo of nothing, different for each seed."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1] // 8, size[0] // 8, 3))
+    Image.fromarray(pixels.astype(np.uint8)).resize(size).save(path)
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> Path:
+    """Three people with seven photos each, and two evaluation photos: raw/train and raw/eval."""
+    folder = tmp_path / "raw"
+    (folder / "eval" / "images").mkdir(parents=True)
+    rows = ["id,gender,race,age,path"]
+    people = {
+        "000001_female_Any_25": "female",
+        "000001_male_Any_30": "male",
+        "3_male_Any_60": "male",
+    }
+    for number, (person, gender) in enumerate(people.items()):
+        rows.append(f"{person.split('_')[0]},{gender},Any,{person.split('_')[-1]},{person}")
+        images = folder / "train" / "images" / person
+        images.mkdir(parents=True)
+        for place, stem in enumerate(STEMS):
+            save_photo(images / f"{stem}.jpg", number * 10 + place)
+    (folder / "train" / "train.csv").write_text("\n".join(rows) + "\n")
+    (folder / "eval" / "info.csv").write_text("ImageID,ans\nb.jpg,0\na.jpg,0\n")
+    save_photo(folder / "eval" / "images" / "a.jpg", 100)
+    save_photo(folder / "eval" / "images" / "b.jpg", 101)
+    (folder / "corrections.csv").write_text("person,photo,field,old,new,reason\n")
+    return folder
+
+
+@pytest.fixture
+def change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Change:
+    """Work in a folder with the shipped params.yaml; change("train.epochs", 1) changes a value."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    yaml = YAML()
+
+    def change_value(key: str, value: Any) -> None:
+        content = yaml.load(Path("params.yaml"))
+        section, name = key.split(".")
+        content[section][name] = value
+        yaml.dump(content, Path("params.yaml"))
+
+    return change_value
+
+
+@pytest.fixture
+def run(change: Change) -> Run:
+    """Run a stage's command in the working folder: run(clean.main, "raw/train", ...)."""
+
+    def run_stage(command: Typer, *arguments: object, code: int = 0) -> Result:
+        result = CliRunner().invoke(command, [str(argument) for argument in arguments])
+        assert result.exit_code == code, result.output + str(result.exception)
+        return result
+
+    return run_stage

@@ -1,0 +1,121 @@
+"""Folds by person, every class in every fold, and a gate that says so."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stages import folds
+from stages.params import FoldParams
+from stages.photos.labels import CLASSES
+from tests.conftest import Change, Run
+
+Table = Callable[..., pd.DataFrame]
+
+
+def photos_of(people: dict[int, int]) -> pd.DataFrame:
+    """Seven photos (5 worn, 1 incorrect, 1 not worn) of as many people of each kind as said."""
+    rows = [
+        {"person": f"{kind}-{number:03}", "photo": f"{place}.jpg", "label": mask * 6 + kind}
+        for kind, count in people.items()
+        for number in range(count)
+        for place, mask in enumerate([0, 0, 0, 0, 0, 1, 2])
+    ]
+    return pd.DataFrame(rows)
+
+
+def knobs(count: int = 5, group_by: str = "person", seed: int = 0) -> FoldParams:
+    return FoldParams.model_validate(
+        {"index": list(range(count)), "group_by": group_by, "seed": seed}
+    )
+
+
+NAMES = [str(label) for label in range(CLASSES)]
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    st.fixed_dictionaries({kind: st.integers(8, 30) for kind in range(6)}),
+    st.integers(2, 5),
+    st.integers(0, 1000),
+)
+def test_folds_keep_people_together_and_classes_apart(
+    people: dict[int, int], count: int, seed: int
+) -> None:
+    table = photos_of(people)
+    labels = table["label"].to_numpy()
+    table["fold"] = folds.assign_folds(labels, table["person"], knobs(count, seed=seed))
+    assert set(table["fold"]) == set(range(count))
+    assert (table.groupby("person")["fold"].nunique() == 1).all()
+    assert (folds.class_counts(labels, table["fold"].to_numpy(), count) > 0).all()
+    assert folds.check_gate(table, knobs(count), NAMES)["people_in_two_folds"] == 0
+
+
+def test_the_same_seed_gives_the_same_folds_and_another_others() -> None:
+    table = photos_of(dict.fromkeys(range(6), 12))
+    labels = table["label"].to_numpy()
+    first, again, other = (
+        folds.assign_folds(labels, table["person"], knobs(seed=seed)) for seed in (0, 0, 1000)
+    )
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()
+
+
+def test_the_deviation_is_the_worst_share_of_a_class() -> None:
+    labels = np.array([0, 0, 0, 0, 1, 1])
+    assert folds.class_deviation(labels, np.array([0, 0, 1, 1, 0, 1]), 2) == 0
+    assert folds.class_deviation(labels, np.array([0, 0, 0, 1, 0, 1]), 2) == 0.5
+
+
+def test_as_few_people_as_folds_still_fit() -> None:
+    table = photos_of({**dict.fromkeys(range(5), 20), 5: 5})
+    table["fold"] = folds.assign_folds(table["label"].to_numpy(), table["person"], knobs())
+    folds.check_gate(table, knobs(), NAMES)
+
+
+@pytest.fixture
+def stage(run: Run) -> Callable[..., str]:
+    def run_folds(table: pd.DataFrame, code: int = 0) -> str:
+        table.to_csv("photos.csv", index=False)
+        return run(folds.main, "photos.csv", "out", code=code).stderr
+
+    return run_folds
+
+
+def test_the_stage_writes_folds_and_the_gates_figures(stage: Callable[..., str]) -> None:
+    stage(photos_of(dict.fromkeys(range(6), 10)))
+    table = pd.read_csv("out/folds.csv")
+    assert list(table) == ["person", "photo", "label", "fold"]
+    gate = json.loads(Path("out/metrics.json").read_text())
+    assert gate["people_in_two_folds"] == 0
+    assert sum(gate["photos"].values()) == 420
+    assert gate["rarest_class_photos"] == 2
+    assert gate["worst_class_deviation"] == 0
+
+
+def test_a_class_that_too_few_people_have_is_named(stage: Callable[..., str]) -> None:
+    error = stage(photos_of({**dict.fromkeys(range(5), 10), 5: 3}), code=1)
+    assert "class 5 (worn, female, 60 and over) has 3;" in error
+    assert "class 17 (not worn, female, 60 and over) has 3" in error
+    assert "take fewer folds, or add people" in error
+    assert not Path("out").exists()
+
+
+def test_a_class_that_nobody_has_is_named(stage: Callable[..., str]) -> None:
+    table = photos_of(dict.fromkeys(range(6), 10))
+    assert "class 8 (incorrect, male, 60 and over) has 0" in stage(
+        table[table["label"] != 8], code=1
+    )
+
+
+def test_by_photo_leaks_and_warns(stage: Callable[..., str], change: Change) -> None:
+    change("folds.group_by", "photo")
+    warning = stage(photos_of(dict.fromkeys(range(6), 10)))
+    assert "warning: folds.group_by: photo puts" in warning
+    gate = json.loads(Path("out/metrics.json").read_text())
+    assert gate["people_in_two_folds"] > 30

@@ -1,0 +1,64 @@
+"""label = mask*6 + gender*3 + age group."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stages.photos.labels import (
+    CLASSES,
+    GENDERS,
+    MASKS,
+    OLDEST,
+    age_group,
+    attribute_names,
+    class_names,
+    decode,
+    encode,
+)
+
+EDGES = [30, 60]
+
+
+@pytest.mark.parametrize(("age", "group"), [(0, 0), (29, 0), (30, 1), (59, 1), (60, 2), (120, 2)])
+def test_an_edge_belongs_to_the_older_group(age: int, group: int) -> None:
+    assert age_group(age, EDGES) == group
+
+
+@pytest.mark.parametrize(
+    ("mask", "gender", "age", "label"),
+    [
+        ("worn", "male", 29, 0),
+        ("worn", "female", 45, 4),
+        ("incorrect", "male", 60, 8),
+        ("not_worn", "male", 18, 12),
+        ("not_worn", "female", 60, 17),
+    ],
+)
+def test_labels_are_those_of_the_competition(mask: str, gender: str, age: int, label: int) -> None:
+    assert encode(mask, gender, age, EDGES) == label
+
+
+@given(
+    st.sampled_from(MASKS),
+    st.sampled_from(GENDERS),
+    st.integers(0, OLDEST),
+    st.lists(st.integers(1, OLDEST), min_size=2, max_size=2, unique=True).map(sorted),
+)
+def test_decoding_gives_back_what_was_encoded(
+    mask: str, gender: str, age: int, edges: list[int]
+) -> None:
+    label = np.array(encode(mask, gender, age, edges))
+    assert 0 <= label < CLASSES
+    assert {name: int(value) for name, value in decode(label).items()} == {
+        "mask": MASKS.index(mask),
+        "gender": GENDERS.index(gender),
+        "age": sum(age >= edge for edge in edges),
+    }
+
+
+def test_class_names_follow_the_labels() -> None:
+    names = class_names([25, 50])
+    assert len(set(names)) == CLASSES
+    assert names[encode("incorrect", "female", 25, [25, 50])] == "incorrect, female, 25 to 49"
+    assert attribute_names([25, 50])["age"] == ["under 25", "25 to 49", "50 and over"]

@@ -1,0 +1,78 @@
+"""params.yaml: strict, complete, and errors that name the key."""
+
+from pathlib import Path
+
+import pytest
+
+from stages.errors import UserError
+from stages.params import read_params
+from tests.conftest import Change
+
+
+def error_of(*_: object) -> str:
+    with pytest.raises(UserError) as caught:
+        read_params()
+    return str(caught.value)
+
+
+def test_the_shipped_file_is_valid(change: Change) -> None:
+    params = read_params()
+    assert params.labels.age_edges == [30, 60]
+    assert params.train.freeze == "none"
+
+
+def test_yaml_1_2_reads_an_exponent_as_a_number(change: Change) -> None:
+    text = Path("params.yaml").read_text().replace("head_lr: 0.002", "head_lr: 2e-3")
+    Path("params.yaml").write_text(text)
+    assert read_params().train.head_lr == 0.002
+
+
+def test_an_unknown_key_is_named_with_those_that_exist(change: Change) -> None:
+    change("train.freze", "layer3")
+    assert error_of().startswith(
+        "params.yaml: train.freze is not known; the keys there are freeze,"
+    )
+
+
+def test_a_missing_key_is_named(change: Change) -> None:
+    text = Path("params.yaml").read_text().splitlines(keepends=True)
+    Path("params.yaml").write_text("".join(line for line in text if "patience" not in line))
+    assert error_of() == "params.yaml: train.patience is missing: add it"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("train.epochs", "3", "train.epochs: input should be a valid integer (is '3')"),
+        ("train.epochs", True, "train.epochs: input should be a valid integer (is True)"),
+        ("train.epochs", 0, "train.epochs: input should be greater than or equal to 1 (is 0)"),
+        ("train.head_lr", float("nan"), "train.head_lr: input should be a finite number (is nan)"),
+        ("crop.detector", "mtcnn", "crop.detector: input should be 'yuface', 'haar', 'yunet' or"),
+        ("weights.model", "resnet19", "weights.model: input should be 'resnet18', "),
+        ("folds.index", [0, 1, 1], "folds: index must count up from 0, such as [0, 1, 2]"),
+        ("folds.index", [1, 2, 3], "folds: index must count up from 0, such as [0, 1, 2]"),
+        ("folds.index", 5, "folds.index: input should be a valid list (is 5)"),
+        ("labels.age_edges", [60, 30], "labels: age_edges must be two ages, the lower one first"),
+    ],
+)
+def test_a_wrong_value_is_named_with_what_is_allowed(
+    change: Change, key: str, value: object, expected: str
+) -> None:
+    change(key, value)
+    assert expected in error_of()
+
+
+def test_every_problem_has_a_line_of_its_own(change: Change) -> None:
+    change("train.epochs", 0)
+    change("crop.size", 1)
+    assert len(error_of().splitlines()) == 2
+
+
+def test_a_broken_or_missing_file_is_said_in_one_line(change: Change) -> None:
+    Path("params.yaml").write_text("train: [")
+    assert "params.yaml is not valid YAML" in error_of()
+    assert len(error_of().splitlines()) == 1
+    Path("params.yaml").write_text("")
+    assert "params.yaml: the file" in error_of()
+    Path("params.yaml").unlink()
+    assert "params.yaml is missing" in error_of()
