@@ -86,9 +86,7 @@ def inside(folder: Path, name: str, where: str) -> Path:
             f"{where}: {name!r} must be the plain, visible name of something in {folder}"
         )
     if path.is_symlink() and path.resolve().parent != folder.resolve():
-        raise UserError(
-            f"{where}: {path} is a link out of the data folder: copy the file there"
-        )
+        raise UserError(f"{where}: {path} is a link out of the data folder: copy the file there")
     return path
 
 

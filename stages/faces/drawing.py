@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
 Colour = tuple[int, int, int]
@@ -30,10 +29,22 @@ CUE_NOISE = 0.55
 AGE_OVERLAP = 4.0
 """Standard deviation, in years, between a person's age and the age that their face shows."""
 
-SKINS: list[Colour] = [(244, 208, 177), (229, 184, 143), (198, 144, 103), (141, 94, 62), (104, 67, 44)]
+SKINS: list[Colour] = [
+    (244, 208, 177),
+    (229, 184, 143),
+    (198, 144, 103),
+    (141, 94, 62),
+    (104, 67, 44),
+]
 HAIRS: list[Colour] = [(35, 26, 22), (66, 44, 30), (104, 70, 42), (160, 118, 66), (122, 52, 30)]
 IRISES: list[Colour] = [(74, 50, 32), (92, 120, 76), (76, 112, 148), (60, 42, 30)]
-MASKS: list[Colour] = [(120, 176, 214), (238, 240, 242), (44, 46, 52), (150, 190, 160), (214, 150, 170)]
+MASKS: list[Colour] = [
+    (120, 176, 214),
+    (238, 240, 242),
+    (44, 46, 52),
+    (150, 190, 160),
+    (214, 150, 170),
+]
 GREY: Colour = (206, 206, 208)
 LIPSTICK: Colour = (176, 48, 66)
 
@@ -192,7 +203,9 @@ class Brush:
         self.fill(_ellipse(x, y, rx, ry), colour)
 
 
-def _ellipse(x: float, y: float, rx: float, ry: float, start: float = 0, end: float = 360) -> Points:
+def _ellipse(
+    x: float, y: float, rx: float, ry: float, start: float = 0, end: float = 360
+) -> Points:
     angles = np.radians(np.linspace(start, end, 48))
     return [(x + rx * math.cos(a), y + ry * math.sin(a)) for a in angles]
 
@@ -202,7 +215,8 @@ def _face_outline(traits: Traits) -> Points:
     top = _ellipse(0, -0.1, 1, 1.22, 180, 360)
     steps = np.linspace(0, 1, 24)
     right = [
-        (math.cos(s * math.pi / 2) ** (0.4 + 0.6 * (1 - traits.jaw)), -0.1 + 1.46 * s) for s in steps
+        (math.cos(s * math.pi / 2) ** (0.4 + 0.6 * (1 - traits.jaw)), -0.1 + 1.46 * s)
+        for s in steps
     ]
     return [*top, *right, *((-x, y) for x, y in reversed(right))]
 
@@ -225,8 +239,10 @@ def _back_hair(brush: Brush, traits: Traits) -> None:
         wide = around + 0.08
         side = [(-around, -0.3), (-wide, down * 0.6), (-wide * 0.9, down), (-0.5, down)]
         brush.fill([*side, *((-x, y) for x, y in reversed(side))], dark)
-        brush.fill([(-0.5, 0.9), (0.5, 0.9), (0.5, 1.7), (0, 2.0), (-0.5, 1.7)],
-                   _mix(traits.skin, (60, 30, 20), 0.22))
+        brush.fill(
+            [(-0.5, 0.9), (0.5, 0.9), (0.5, 1.7), (0, 2.0), (-0.5, 1.7)],
+            _mix(traits.skin, (60, 30, 20), 0.22),
+        )
 
 
 def _head(brush: Brush, traits: Traits) -> None:
@@ -252,8 +268,11 @@ def _wrinkles(brush: Brush, traits: Traits) -> None:
         under = _ellipse(side * 0.42, 0.02, 0.22, 0.18, 30, 150)
         brush.line(under, colour, width)
         for spread in (-0.1, 0.0, 0.1):
-            brush.line([(side * 0.68, -0.12 + spread * 0.3), (side * 0.88, -0.12 + spread)],
-                       colour, width * 0.8)
+            brush.line(
+                [(side * 0.68, -0.12 + spread * 0.3), (side * 0.88, -0.12 + spread)],
+                colour,
+                width * 0.8,
+            )
 
 
 def _eyes(brush: Brush, traits: Traits, gaze: float) -> None:
@@ -266,7 +285,9 @@ def _eyes(brush: Brush, traits: Traits, gaze: float) -> None:
         brush.ellipse(x, y, size, size * 0.52, (246, 244, 240))
         brush.ellipse(x + gaze, y, size * 0.5, size * 0.5, traits.iris)
         brush.ellipse(x + gaze, y, size * 0.25, size * 0.25, (12, 10, 10))
-        brush.ellipse(x + gaze + size * 0.16, y - size * 0.16, size * 0.1, size * 0.1, (255, 255, 255))
+        brush.ellipse(
+            x + gaze + size * 0.16, y - size * 0.16, size * 0.1, size * 0.1, (255, 255, 255)
+        )
         brush.line(_ellipse(x, y, size * 1.05, size * 0.58, 185, 355), dark, 0.04)
         brush.line(_ellipse(x, y, size, size * 0.54, 20, 160), socket, 0.02)
         low, high, inner = -0.36, -0.45, x - side * size * 1.2
@@ -333,7 +354,11 @@ def _glasses(brush: Brush) -> None:
 
 
 def _mask(brush: Brush, circumstances: Circumstances) -> None:
-    colour, top, bottom = circumstances.mask_colour, circumstances.mask_top, circumstances.mask_bottom
+    colour, top, bottom = (
+        circumstances.mask_colour,
+        circumstances.mask_top,
+        circumstances.mask_bottom,
+    )
     edge, fold = _mix(colour, (20, 20, 30), 0.3), _mix(colour, (20, 20, 30), 0.16)
     wide = 0.92 if top < 0.9 else 0.72
     middle = (top + bottom) / 2
@@ -359,7 +384,11 @@ def _light(
     dx = (x - circumstances.centre[0]) / circumstances.scale
     dy = (y - circumstances.centre[1]) / circumstances.scale
     distance = np.sqrt(dx**2 + (dy / 1.35) ** 2)
-    rounded = 1.0 + 0.1 * np.clip(1.1 - distance, -0.5, 0.6) - 0.1 * np.exp(-(((distance - 0.98) / 0.12) ** 2))
+    rounded = (
+        1.0
+        + 0.1 * np.clip(1.1 - distance, -0.5, 0.6)
+        - 0.1 * np.exp(-(((distance - 0.98) / 0.12) ** 2))
+    )
     shade = circumstances.light * rounded * (1 + circumstances.light_from * np.clip(dx, -1.5, 1.5))
     noise = rng.normal(0, 5, (HEIGHT, WIDTH, 1)).astype(np.float32)
     lit = np.asarray(image, dtype=np.float32) * shade[:, :, None] + noise
