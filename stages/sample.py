@@ -35,7 +35,7 @@ PATTERN = (
     + ["female old"] * 4
     + ["male old"] * 4
 )
-AGES = {"young": (18, 30), "middle": (30, 60), "old": (60, 72)}
+AGES = {"young": (18, 28), "middle": (33, 56), "old": (62, 76)}
 
 # Labels planted wrong, by the person's number: a gender, an age in a far group, two files swapped.
 WRONG_GENDER = (7, 26)

@@ -22,11 +22,11 @@ Mask = Literal["worn", "incorrect", "not_worn"]
 WIDTH, HEIGHT = 384, 512
 SUPERSAMPLING = 2
 
-GENDER_OVERLAP = 0.55
+GENDER_OVERLAP = 0.25
 """Standard deviation of how a gender shows, where women are at 1 and men at -1 on average."""
-CUE_NOISE = 0.55
+CUE_NOISE = 0.3
 """Standard deviation of each single cue of gender around that."""
-AGE_OVERLAP = 4.0
+AGE_OVERLAP = 3.0
 """Standard deviation, in years, between a person's age and the age that their face shows."""
 
 SKINS: list[Colour] = [
@@ -71,6 +71,7 @@ class Traits:
     lips: Colour
     beard: float  # 0 none, 1 full
     wrinkles: float  # 0 smooth, 1 deep
+    flush: float  # of the cheeks
     glasses: bool
     earrings: bool
 
@@ -103,14 +104,14 @@ def draw_traits(gender: str, age: int, rng: np.random.Generator) -> Traits:
 
     skin = _vary(SKINS[rng.integers(len(SKINS))], 8, rng)
     hair = _vary(HAIRS[rng.integers(len(HAIRS))], 4, rng)
-    grey = _ramp(years, 40, 68)
+    grey = _ramp(years, 34, 66)
     lips = _mix(_mix(skin, (150, 70, 66), 0.45), LIPSTICK, max(0.0, cue(-0.1, 0.65)))
     return Traits(
         skin=skin,
         hair=_mix(hair, GREY, grey),
         iris=IRISES[rng.integers(len(IRISES))],
-        shirt=_any_colour(rng, 40, 190),
-        wall=_any_colour(rng, 90, 225),
+        shirt=_mix(_any_colour(rng, 30, 200), (120, 120, 124), 0.5),
+        wall=_mix(_any_colour(rng, 90, 225), (176, 178, 174), 0.75),
         hair_length=float(np.clip(cue(0.08, 0.95), 0, 1)),
         hair_volume=float(rng.uniform(0.1, 0.24)),
         hairline=float(np.clip(cue(0.55, 0.1) * _ramp(years, 25, 65), 0, 1)),
@@ -123,7 +124,8 @@ def draw_traits(gender: str, age: int, rng: np.random.Generator) -> Traits:
         mouth=float(rng.uniform(0.32, 0.42)),
         lips=lips,
         beard=float(np.clip(cue(0.55, -0.5), 0, 1)) if years > 17 else 0.0,
-        wrinkles=_ramp(years, 22, 72),
+        wrinkles=_ramp(years, 24, 62),
+        flush=1 - _ramp(years, 22, 42),
         glasses=bool(rng.random() < 0.18 + 0.2 * _ramp(years, 35, 65)),
         earrings=bool(rng.random() < max(0.02, cue(-0.1, 0.5))),
     )
@@ -252,18 +254,20 @@ def _head(brush: Brush, traits: Traits) -> None:
         if traits.earrings:
             brush.ellipse(side * 1.03, 0.42, 0.055, 0.075, (232, 205, 110))
     brush.fill(_face_outline(traits), traits.skin)
-    flush = _mix(traits.skin, (214, 96, 84), 0.16)
+    flush = _mix(traits.skin, (214, 96, 84), 0.06 + 0.24 * traits.flush)
     for side in (-1, 1):
         brush.ellipse(side * 0.55, 0.42, 0.24, 0.17, flush)
 
 
 def _wrinkles(brush: Brush, traits: Traits) -> None:
-    colour = _mix(traits.skin, (70, 36, 24), 0.5 * traits.wrinkles)
-    width = 0.012 + 0.03 * traits.wrinkles
+    colour = _mix(traits.skin, (70, 36, 24), 0.55 * traits.wrinkles)
+    width = 0.012 + 0.045 * traits.wrinkles
     for row in range(3):
         y = -0.78 + 0.13 * row
         brush.line([(-0.45, y + 0.03), (0, y), (0.45, y + 0.03)], colour, width)
+    bag = _mix(traits.skin, (96, 60, 70), 0.4 * traits.wrinkles)
     for side in (-1, 1):
+        brush.ellipse(side * traits.eye_distance, 0.03, 0.24, 0.14, bag)
         brush.line([(side * 0.27, 0.42), (side * 0.46, 0.7), (side * 0.47, 0.86)], colour, width)
         under = _ellipse(side * 0.42, 0.02, 0.22, 0.18, 30, 150)
         brush.line(under, colour, width)

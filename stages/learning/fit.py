@@ -13,6 +13,7 @@ from sklearn.metrics import f1_score
 from torch import Tensor, nn
 from torch.nn import functional
 
+from stages.command import progress
 from stages.errors import UserError
 from stages.learning.augment import augment
 from stages.learning.device import predict_logits
@@ -76,7 +77,9 @@ def fit(
         start = time.perf_counter()
         set_training(network)
         losses = torch.zeros(steps, device=device)
-        for step, chosen in enumerate(batches(training.labels, params, generator)):
+        drawn = batches(training.labels, params, generator)
+        shown = progress(drawn, steps, f"epoch {epoch + 1}/{params.epochs}: batches")
+        for step, chosen in enumerate(shown):
             images = augment(training.pixels[chosen], params, generator)
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                 logits = network(images)

@@ -18,7 +18,7 @@ def fold_folders(results: Path, index: Sequence[int]) -> list[Path]:
     part of what the stages that read `results` depend on. DVC's cache still has it.
     """
     folders = [results / f"fold{fold}" for fold in index]
-    for stale in set(results.iterdir()) - set(folders):
+    for stale in set(results.glob("fold*")) - set(folders):
         shutil.rmtree(stale)
     return folders
 
