@@ -11,7 +11,7 @@ run: setup
 	python -m stages.show
 
 test: lint
-	python -m pytest -n auto
+	python -m pytest -n auto --dist loadfile
 
 lint: setup
 	ruff check stages tests

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from stages.command import progress, stage_command
+from stages.command import stage_command
 from stages.errors import UserError
 from stages.files import write_json, write_table
 from stages.params import CleanParams, read_params
@@ -30,6 +30,7 @@ from stages.photos.corrections import apply_corrections, read_corrections
 from stages.photos.labels import GENDERS, MASK_OF_PHOTO, OLDEST, encode
 from stages.photos.opening import SUFFIXES, BadPhotoError, open_photo
 from stages.photos.tables import read_text_table, row_of
+from stages.progress import progress
 
 NOT_A_PHOTO = "not one of the seven photos"
 

@@ -1,19 +1,14 @@
-"""What every stage's command line shares: errors in one line, and progress."""
+"""What every stage's command line shares: errors in one line."""
 
 import errno
 import functools
 import os
 import sys
-import time
-from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from collections.abc import Callable
 
 import typer
-from tqdm import tqdm
 
 from stages.errors import UserError
-
-Item = TypeVar("Item")
 
 CANNOT_WRITE = {
     errno.ENOSPC: "the disk is full: free some space",
@@ -23,7 +18,6 @@ CANNOT_WRITE = {
     errno.EACCES: "permission denied: check the owner of the folder",
     errno.EPERM: "permission denied: check the owner of the folder",
 }
-PLAIN_LINE_SECONDS = 10.0
 
 
 def stage_command(main: Callable[..., None]) -> typer.Typer:
@@ -53,16 +47,3 @@ def _stop(message: str) -> None:
     if "DVC_STAGE" in os.environ:
         print("earlier results are kept: `dvc checkout` brings them back", file=sys.stderr)
     raise typer.Exit(1)
-
-
-def progress(items: Iterable[Item], total: int, label: str) -> Iterator[Item]:
-    """Pass `items` on, with a bar on a terminal and a plain line now and then elsewhere."""
-    if sys.stderr.isatty():
-        yield from tqdm(items, total=total, desc=label, leave=False)
-        return
-    last = time.monotonic()
-    for done, item in enumerate(items, start=1):
-        if time.monotonic() - last > PLAIN_LINE_SECONDS:
-            last = time.monotonic()
-            print(f"{label}: {done} of {total}", flush=True)
-        yield item

@@ -23,7 +23,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
 
-from stages.command import progress, stage_command
+from stages.command import stage_command
 from stages.faces.boxes import Boxes, Way, fill_boxes, median_box, square
 from stages.faces.contact_sheet import draw_contact_sheet
 from stages.faces.detect import find_face, load_detector
@@ -33,6 +33,7 @@ from stages.photos.labels import MASKS
 from stages.photos.opening import open_photo
 from stages.photos.packed import Pixels, read_packed, write_packed
 from stages.photos.tables import read_stage_table
+from stages.progress import progress
 
 BOX = ["left", "top", "width", "height"]
 

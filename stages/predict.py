@@ -16,13 +16,14 @@ import safetensors.torch
 import torch
 from numpy.typing import NDArray
 
-from stages.command import progress, stage_command
+from stages.command import stage_command
 from stages.files import write_table
 from stages.learning.device import be_deterministic, choose_device, choose_dtype, predict_logits
 from stages.learning.network import build
 from stages.params import Params, read_params
 from stages.photos.packed import read_packed
 from stages.photos.tables import PROBABILITIES, probability_table, read_stage_table
+from stages.progress import progress
 from stages.scoring.out_of_fold import fold_folders
 
 Probabilities = NDArray[np.float32]

@@ -20,10 +20,11 @@ from typing import get_args
 import numpy as np
 import pandas as pd
 
-from stages.command import progress, stage_command
+from stages.command import stage_command
 from stages.faces.drawing import Mask, draw_circumstances, draw_portrait, draw_traits
 from stages.params import SampleParams, read_params
 from stages.photos.labels import MASK_OF_PHOTO, encode
+from stages.progress import progress
 
 # How many of 36 people in a row are of each gender and age group: imbalanced as in real data, where
 # women from 30 to 59 are most, and few are 60 or over.

@@ -106,8 +106,9 @@ LAYERS = {
     "params": {"errors"},
     "command": {"errors"},
     "photos": {"errors", "files"},
+    "progress": set[str](),
     "faces": {"errors", "photos"},
-    "learning": {"errors", "files", "params", "photos"},
+    "learning": {"errors", "files", "params", "photos", "progress"},
     "scoring": {"photos"},
 }
 

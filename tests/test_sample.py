@@ -30,9 +30,7 @@ def photos_in(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*.*") if not path.name.startswith("."))
 
 
-def test_the_same_seed_draws_the_same_bytes_and_another_others(
-    drawn: Path, tmp_path: Path
-) -> None:
+def test_the_same_seed_draws_the_same_bytes_and_another_others(drawn: Path, tmp_path: Path) -> None:
     person = sample.roster(1)[0]
     for name, seed in {"again": 0, "other": 1}.items():
         sample.draw_person(person, tmp_path / name, seed)

@@ -22,11 +22,11 @@ Mask = Literal["worn", "incorrect", "not_worn"]
 WIDTH, HEIGHT = 384, 512
 SUPERSAMPLING = 2
 
-GENDER_OVERLAP = 0.25
+GENDER_OVERLAP = 0.2
 """Standard deviation of how a gender shows, where women are at 1 and men at -1 on average."""
-CUE_NOISE = 0.3
+CUE_NOISE = 0.22
 """Standard deviation of each single cue of gender around that."""
-AGE_OVERLAP = 3.0
+AGE_OVERLAP = 1.5
 """Standard deviation, in years, between a person's age and the age that their face shows."""
 
 SKINS: list[Colour] = [
@@ -104,7 +104,7 @@ def draw_traits(gender: str, age: int, rng: np.random.Generator) -> Traits:
 
     skin = _vary(SKINS[rng.integers(len(SKINS))], 8, rng)
     hair = _vary(HAIRS[rng.integers(len(HAIRS))], 4, rng)
-    grey = _ramp(years, 34, 66)
+    grey = _ramp(years, 28, 62)
     lips = _mix(_mix(skin, (150, 70, 66), 0.45), LIPSTICK, max(0.0, cue(-0.1, 0.65)))
     return Traits(
         skin=skin,
@@ -124,8 +124,8 @@ def draw_traits(gender: str, age: int, rng: np.random.Generator) -> Traits:
         mouth=float(rng.uniform(0.32, 0.42)),
         lips=lips,
         beard=float(np.clip(cue(0.55, -0.5), 0, 1)) if years > 17 else 0.0,
-        wrinkles=_ramp(years, 24, 62),
-        flush=1 - _ramp(years, 22, 42),
+        wrinkles=_ramp(years, 26, 60),
+        flush=1 - _ramp(years, 26, 38),
         glasses=bool(rng.random() < 0.18 + 0.2 * _ramp(years, 35, 65)),
         earrings=bool(rng.random() < max(0.02, cue(-0.1, 0.5))),
     )
@@ -135,9 +135,9 @@ def draw_circumstances(mask: Mask, rng: np.random.Generator) -> Circumstances:
     """Draw what changes from photo to photo, for one in which the mask is worn, wrongly or not."""
     top, bottom = 0.2 + rng.normal(0, 0.04), 1.42
     if mask == "incorrect":  # under the nose, or on the chin
-        top = 0.62 + rng.normal(0, 0.03) if rng.random() < 0.65 else 1.02 + rng.normal(0, 0.03)
+        top = 0.68 + rng.normal(0, 0.03) if rng.random() < 0.65 else 1.02 + rng.normal(0, 0.03)
         bottom = 1.5
-    scale = WIDTH * rng.uniform(0.45, 0.85) / 2
+    scale = WIDTH * rng.uniform(0.4, 0.68) / 2
     return Circumstances(
         mask=mask,
         mask_colour=_vary(MASKS[rng.integers(len(MASKS))], 14, rng),
@@ -148,7 +148,7 @@ def draw_circumstances(mask: Mask, rng: np.random.Generator) -> Circumstances:
             HEIGHT * 0.5 + float(rng.normal(0, 0.04)) * HEIGHT,
         ),
         scale=float(scale),
-        tilt=float(rng.uniform(-10, 10)) * math.pi / 180,
+        tilt=float(rng.uniform(-8, 8)) * math.pi / 180,
         smile=float(rng.uniform(-0.02, 0.12)),
         gaze=float(rng.normal(0, 0.02)),
         light=float(rng.uniform(0.82, 1.14)),
@@ -254,7 +254,7 @@ def _head(brush: Brush, traits: Traits) -> None:
         if traits.earrings:
             brush.ellipse(side * 1.03, 0.42, 0.055, 0.075, (232, 205, 110))
     brush.fill(_face_outline(traits), traits.skin)
-    flush = _mix(traits.skin, (214, 96, 84), 0.06 + 0.24 * traits.flush)
+    flush = _mix(traits.skin, (214, 96, 84), 0.04 + 0.36 * traits.flush)
     for side in (-1, 1):
         brush.ellipse(side * 0.55, 0.42, 0.24, 0.17, flush)
 

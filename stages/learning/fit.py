@@ -13,13 +13,13 @@ from sklearn.metrics import f1_score
 from torch import Tensor, nn
 from torch.nn import functional
 
-from stages.command import progress
 from stages.errors import UserError
 from stages.learning.augment import augment
 from stages.learning.device import predict_logits
 from stages.learning.network import State, parameter_groups, set_training
 from stages.params import TrainParams
 from stages.photos.labels import CLASSES
+from stages.progress import progress
 
 
 @dataclass(frozen=True)
@@ -137,15 +137,13 @@ def batches(labels: Tensor, params: TrainParams, generator: torch.Generator) -> 
 
 
 def make_optimizer(network: nn.Module, params: TrainParams) -> torch.optim.Optimizer:
-    """AdamW, or SGD with Nesterov momentum, over the trainable parameters.
-
-    Raises:
-        UserError: if nothing is left to train.
-    """
+    """AdamW, or SGD with Nesterov momentum, over the trainable parameters."""
     groups: list[dict[str, Any]] = parameter_groups(network, params.head_lr, params.backbone_lr)
     if params.optimizer == "adamw":
-        return torch.optim.AdamW(groups, weight_decay=params.weight_decay)
-    return torch.optim.SGD(groups, momentum=0.9, nesterov=True, weight_decay=params.weight_decay)
+        return torch.optim.AdamW(groups, weight_decay=params.weight_decay, fused=True)
+    return torch.optim.SGD(
+        groups, momentum=0.9, nesterov=True, weight_decay=params.weight_decay, fused=True
+    )
 
 
 def learning_rate_factor(step: int, total: int, warmup: float) -> float:

@@ -1,0 +1,100 @@
+"""A user's mistake is one line; what is unexpected keeps its traceback; files are whole."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from stages.command import stage_command
+from stages.errors import UserError
+from stages.files import write_json, write_whole
+from stages.progress import progress
+
+
+def test_a_user_s_mistake_is_one_line_and_exit_code_1() -> None:
+    @stage_command
+    def main() -> None:
+        raise UserError("train.csv, row 3: what to do")
+
+    result = CliRunner().invoke(main)
+    assert result.exit_code == 1
+    assert result.output == "error: train.csv, row 3: what to do\n"
+
+
+def test_anything_unexpected_keeps_its_traceback() -> None:
+    @stage_command
+    def main() -> None:
+        raise ZeroDivisionError
+
+    assert isinstance(CliRunner().invoke(main).exception, ZeroDivisionError)
+
+
+def test_a_full_disk_is_one_line_and_leaves_the_earlier_file(tmp_path: Path) -> None:
+    path = tmp_path / "out.bin"
+    path.write_text("earlier")
+
+    @stage_command
+    def main() -> None:
+        with write_whole(path) as file:
+            file.write(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    result = CliRunner().invoke(main)
+    assert result.exit_code == 1
+    assert f"{path}: the disk is full" in result.output
+    assert path.read_text() == "earlier"
+    assert os.listdir(tmp_path) == ["out.bin"]
+
+
+def test_a_file_larger_than_allowed_is_one_line(tmp_path: Path) -> None:
+    """A real failing write: the shell's limit on file sizes stands for a disk that is full."""
+    code = (
+        "from pathlib import Path; import signal; from stages.command import stage_command\n"
+        "from stages.files import write_whole\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "@stage_command\n"
+        "def main():\n"
+        f"    with write_whole(Path({str(tmp_path / 'big')!r})) as file:\n"
+        "        file.write(bytes(10**6))\n"
+        "main()"
+    )
+    command = f'ulimit -f 8; exec {sys.executable} -c "$CODE"'
+    result = subprocess.run(
+        ["bash", "-c", command], env={**os.environ, "CODE": code}, capture_output=True, text=True
+    )
+    assert result.returncode == 1
+    assert result.stderr.startswith(f"error: {tmp_path / 'big'}: the file would be larger")
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_killed_process_leaves_nothing_under_the_final_name(tmp_path: Path) -> None:
+    code = (
+        "import time; from pathlib import Path; from stages.files import write_whole\n"
+        f"with write_whole(Path({str(tmp_path / 'out')!r})) as file:\n"
+        "    file.write(b'half'); file.flush(); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code]) as process:
+        for _ in range(600):
+            if (tmp_path / "out.partial").exists():
+                break
+            time.sleep(0.1)
+        process.send_signal(signal.SIGKILL)
+    assert os.listdir(tmp_path) == ["out.partial"]
+
+
+def test_json_is_rounded_and_ends_with_a_line_end(tmp_path: Path) -> None:
+    write_json(tmp_path / "m.json", {"a": {"b": 1 / 3}, "n": 2})
+    assert (tmp_path / "m.json").read_text() == (
+        '{\n  "a": {\n    "b": 0.333333\n  },\n  "n": 2\n}\n'
+    )
+
+
+def test_progress_passes_everything_on_in_order(capsys: pytest.CaptureFixture[str]) -> None:
+    assert list(progress(iter(range(5)), 5, "label")) == [0, 1, 2, 3, 4]
+    assert capsys.readouterr().out == ""

@@ -1,0 +1,231 @@
+"""The whole pipeline with real DVC, on a small drawn set, in a repository of its own."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from ruamel.yaml import YAML
+
+from tests.conftest import ROOT
+
+PEOPLE = 36
+SMALL = {
+    "data": {"corrections": "data/none.csv"},
+    "sample": {"people": PEOPLE, "evaluation_people": 3},
+    "crop": {"size": 32},
+    "folds": {"index": [0, 1]},
+    "train": {"epochs": 1},
+    "aggregate": {"bootstrap": 100},
+}
+ENVIRONMENT = {
+    **os.environ,
+    "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    "OMP_NUM_THREADS": "1",
+    "GIT_AUTHOR_NAME": "a", "GIT_AUTHOR_EMAIL": "a@b", "GIT_COMMITTER_NAME": "a",
+    "GIT_COMMITTER_EMAIL": "a@b",
+}  # fmt: skip
+TRAINED = {"train@0", "train@1", "predict", "aggregate"}
+
+
+class Project:
+    """A clone of the project with a small sample, to run commands in."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def run(self, *command: str, code: int = 0) -> str:
+        """Run a command; its output, both streams together."""
+        result = subprocess.run(
+            command, cwd=self.folder, env=ENVIRONMENT, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        assert (result.returncode == 0) == (code == 0), result.stdout
+        return result.stdout
+
+    def repro(self, *options: str) -> set[str]:
+        """Reproduce; the stages that ran, or came from the run cache."""
+        output = self.run("dvc", "repro", *options)
+        return set(re.findall(r"(?:Running stage|Stage) '([\w@]+)'(?::| is cached)", output))
+
+    def set(self, **sections: dict[str, object]) -> None:
+        """Change values in params.yaml: set(train={"freeze": "layer3"})."""
+        yaml, path = YAML(), self.folder / "params.yaml"
+        content = yaml.load(path)
+        for section, values in sections.items():
+            content[section].update(values)
+        yaml.dump(content, path)
+
+    def metrics(self) -> dict[str, object]:
+        content: dict[str, object] = json.loads((self.folder / "metrics.json").read_text())
+        return content
+
+    def checksums(self) -> dict[str, str]:
+        """What dvc.lock says of every output: path -> md5."""
+        lock = YAML(typ="safe").load(self.folder / "dvc.lock")
+        return {o["path"]: o["md5"] for s in lock["stages"].values() for o in s.get("outs", [])}
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """The project, committed, after its first `dvc repro`."""
+    folder = tmp_path_factory.mktemp("project")
+    names = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
+    ).stdout.split()
+    for name in names:
+        if not name.startswith("tests/") and name not in ("dvc.lock", "metrics.json"):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+    here = Project(folder)
+    here.set(**SMALL)
+    (folder / "data" / "none.csv").write_text("person,photo,field,old,new,reason\n")
+    here.run("git", "init", "-q")
+    here.run("git", "add", "--all")
+    here.run("git", "add", "--force", "data/none.csv")
+    everything = {"sample", "clean", "crop", "folds", "weights"} | TRAINED
+    assert here.repro() == everything
+    here.run("git", "add", "--all")
+    here.run("git", "commit", "-qm", "baseline")
+    return here
+
+
+def test_scores_and_a_submission_come_out(project: Project) -> None:
+    metrics = project.metrics()
+    assert {"macro_f1", "accuracy", "interval_95", "folds", "f1_per_class", "evaluation"} <= set(
+        metrics
+    )
+    assert 0 < float(str(metrics["macro_f1"])) < 1
+    info = pd.read_csv(project.folder / "data/sample/eval/info.csv")
+    submission = pd.read_csv(project.folder / "data/submission.csv")
+    assert list(submission) == ["ImageID", "ans"]
+    assert (submission["ImageID"] == info["ImageID"]).all()
+    assert submission["ans"].between(0, 17).all()
+    out_of_fold = pd.read_csv(project.folder / "data/aggregate/out_of_fold.csv")
+    assert len(out_of_fold) == PEOPLE * 7
+    assert (out_of_fold.groupby("person")["fold"].nunique() == 1).all()
+
+
+def test_git_tracks_metrics_and_nothing_that_dvc_has(project: Project) -> None:
+    tracked = project.run("git", "ls-files").split()
+    assert {"metrics.json", "dvc.lock"} <= set(tracked)
+    assert not [name for name in tracked if name.endswith((".npy", ".jpg", ".safetensors"))]
+    assert "data/submission.csv" not in tracked
+    assert project.run("git", "status", "--porcelain") == ""
+
+
+def test_a_second_time_does_nothing(project: Project) -> None:
+    assert project.repro() == set()
+
+
+def test_the_same_again_gives_the_same_bytes(project: Project) -> None:
+    before = project.checksums(), (project.folder / "metrics.json").read_bytes()
+    ran = project.repro("--force", "--no-run-cache")
+    assert "train@1" in ran
+    assert (project.checksums(), (project.folder / "metrics.json").read_bytes()) == before
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "expected"),
+    [
+        ("aggregate", {"seed": 5}, {"aggregate"}),
+        ("predict", {"precision": "fp32"}, {"predict", "aggregate"}),
+        ("train", {"freeze": "layer4"}, TRAINED),
+        ("weights", {"seed": 3}, {"weights"} | TRAINED),
+        ("folds", {"seed": 3}, {"folds"} | TRAINED),
+        ("crop", {"margin": 1.2}, {"crop"} | TRAINED),
+        ("clean", {"max_rejected": 0.5}, {"clean"}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_knob_runs_exactly_the_stages_that_read_it(
+    project: Project, section: str, values: dict[str, object], expected: set[str]
+) -> None:
+    project.set(**{section: values})
+    assert project.repro() == expected
+    project.run("git", "checkout", "-q", "params.yaml")
+    project.repro()
+    assert project.run("git", "status", "--porcelain") == ""
+
+
+def test_folds_that_come_and_go_leave_nothing(project: Project) -> None:
+    before = project.metrics()
+    project.set(folds={"index": [0, 1, 2]})
+    assert "train@2" in project.repro()
+    assert (project.folder / "data/train/fold2/network.safetensors").exists()
+    assert project.metrics() != before
+    project.run("git", "checkout", "-q", "params.yaml")
+    project.repro()
+    assert not (project.folder / "data/train/fold2").exists()
+    assert project.metrics() == before
+    assert project.repro() == set()
+
+
+def test_experiments_can_be_run_compared_and_shown(project: Project) -> None:
+    output = project.run("dvc", "exp", "run", "-n", "frozen", "-S", "train.freeze=layer3")
+    assert "train frozen" not in output
+    assert "resnet18 frozen to layer3" in output or "is cached" in output
+    assert "macro_f1" in project.run("dvc", "metrics", "diff")
+    shown = project.run("dvc", "exp", "show", "--csv")
+    assert "frozen" in shown
+    assert "layer3" in shown
+    project.run("dvc", "plots", "show", "--out", "page")
+    page = (project.folder / "page" / "index.html").read_text()
+    for title in ("Confusion matrix", "F1 per class", "Learning curves"):
+        assert title in page
+    shutil.rmtree(project.folder / "page")
+    project.run("git", "checkout", "-q", ".")
+    project.run("dvc", "checkout")
+
+
+def test_a_sweep_is_queued_and_run(project: Project) -> None:
+    project.run("dvc", "exp", "run", "--queue", "-S", "train.freeze=layer3,layer4")
+    project.run("dvc", "queue", "start", "-j", "1")
+    for _ in range(300):
+        status = project.run("dvc", "queue", "status")
+        if "Queued" not in status and "Running" not in status:
+            break
+        time.sleep(1)
+    assert status.count("Success") == 2, project.run("dvc", "queue", "logs", "--help") + status
+    project.run("dvc", "queue", "stop", "--kill")
+
+
+def test_an_error_is_one_line_and_keeps_the_earlier_results(project: Project) -> None:
+    before = (project.folder / "metrics.json").read_bytes()
+    project.set(train={"freeze": "layer9"})
+    output = project.run("dvc", "repro", code=1)
+    assert "error: train.freeze: this network has no part 'layer9'" in output
+    assert "conv1, layer1, layer2, layer3, layer4" in output
+    assert "Traceback" not in output
+    assert (project.folder / "metrics.json").read_bytes() == before
+    project.run("git", "checkout", "-q", "params.yaml")
+    project.run("dvc", "checkout")
+    assert project.repro() == set()
+
+
+def test_a_killed_run_leaves_no_half_file_and_keeps_finished_folds(project: Project) -> None:
+    project.set(train={"epochs": 30, "patience": 30, "seed": 8, "freeze": "layer4"})
+    with subprocess.Popen(
+        ["dvc", "repro"], cwd=project.folder, env=ENVIRONMENT, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("fold 1 epoch 1/"):
+                os.killpg(process.pid, signal.SIGKILL)
+                break
+    results = project.folder / "data/train"
+    assert (results / "fold0/network.safetensors").exists()
+    assert not (results / "fold1/network.safetensors").exists()
+    ran = project.repro()
+    assert "train@1" in ran
+    assert "train@0" not in ran
+    project.run("git", "checkout", "-q", ".")
+    project.run("dvc", "checkout")
