@@ -26,7 +26,7 @@ GENDER_OVERLAP = 0.2
 """Standard deviation of how a gender shows, where women are at 1 and men at -1 on average."""
 CUE_NOISE = 0.22
 """Standard deviation of each single cue of gender around that."""
-AGE_OVERLAP = 1.5
+AGE_OVERLAP = 2.5
 """Standard deviation, in years, between a person's age and the age that their face shows."""
 
 SKINS: list[Colour] = [
@@ -104,7 +104,7 @@ def draw_traits(gender: str, age: int, rng: np.random.Generator) -> Traits:
 
     skin = _vary(SKINS[rng.integers(len(SKINS))], 8, rng)
     hair = _vary(HAIRS[rng.integers(len(HAIRS))], 4, rng)
-    grey = _ramp(years, 28, 62)
+    grey = 0.3 * _ramp(years, 26, 38) + 0.7 * _ramp(years, 52, 64)
     lips = _mix(_mix(skin, (150, 70, 66), 0.45), LIPSTICK, max(0.0, cue(-0.1, 0.65)))
     return Traits(
         skin=skin,
