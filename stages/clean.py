@@ -67,12 +67,13 @@ def read_people(table: Path) -> pd.DataFrame:
                 f"{table}, row {row}: gender {person['gender']!r} is not known: "
                 f"write {' or '.join(GENDERS)}"
             )
-        if not person["age"].isdecimal() or int(person["age"]) > OLDEST:
+        age = person["age"].removesuffix(".0")  # as spreadsheets and pandas write whole numbers
+        if not age.isdecimal() or int(age) > OLDEST:
             raise UserError(
                 f"{table}, row {row}: age {person['age']!r} is not a whole number of years "
                 f"from 0 to {OLDEST}"
             )
-    return people.assign(age=people["age"].astype(int))
+    return people.assign(age=people["age"].astype(float).astype(int))
 
 
 def inside(folder: Path, name: str, where: str) -> Path:

@@ -4,9 +4,9 @@ What each knob does is said once, in params.yaml, beside its value.
 """
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -32,10 +32,26 @@ Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
+def _ascend(edges: list[int]) -> list[int]:
+    if len(edges) != 2 or edges[0] >= edges[1]:
+        raise ValueError("write two ages, the lower one first, such as [30, 60]")
+    return edges
+
+
+def _count_up(folds: list[int]) -> list[int]:
+    if folds != list(range(len(folds))):
+        raise ValueError(f"count up from 0, each fold once, such as {list(range(len(folds)))}")
+    return folds
+
+
+AgeEdges = Annotated[list[Annotated[int, Field(ge=1, le=120)]], AfterValidator(_ascend)]
+FoldIndex = Annotated[list[int], Field(min_length=2), AfterValidator(_count_up)]
+
+
 class Section(BaseModel):
     """A section of params.yaml: unknown keys and wrong types are errors, values do not change."""
 
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", hide_input_in_errors=False)
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
 
 class DataParams(Section):
@@ -46,13 +62,7 @@ class DataParams(Section):
 
 
 class LabelParams(Section):
-    age_edges: Annotated[list[Annotated[int, Field(ge=1, le=120)]], Field(min_length=2)]
-
-    @model_validator(mode="after")
-    def _ascend(self) -> Self:
-        if len(self.age_edges) != 2 or self.age_edges[0] >= self.age_edges[1]:
-            raise ValueError("age_edges must be two ages, the lower one first, such as [30, 60]")
-        return self
+    age_edges: AgeEdges
 
 
 class SampleParams(Section):
@@ -76,18 +86,9 @@ class CropParams(Section):
 
 
 class FoldParams(Section):
-    index: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=2)]
+    index: FoldIndex
     group_by: Literal["person", "photo"]
     seed: Seed
-
-    @model_validator(mode="after")
-    def _count_up(self) -> Self:
-        if self.index != list(range(len(self.index))):
-            raise ValueError(
-                f"index must count up from 0, such as {list(range(len(self.index)))}, "
-                f"each fold once (is {self.index})"
-            )
-        return self
 
 
 class WeightParams(Section):

@@ -90,6 +90,13 @@ def test_age_edges_are_a_knob(clean_raw: Clean, change: Change) -> None:
     assert photos().groupby("person")["label"].min().to_list() == [4, 2, 2]
 
 
+def test_ages_may_be_written_as_pandas_writes_whole_numbers(clean_raw: Clean) -> None:
+    TABLE.write_text(TABLE.read_text().replace(",25,", ",25.0,"))
+    clean_raw()
+    assert photos()["age"].dtype == int
+    assert photos()["age"].iloc[0] == 25
+
+
 def test_hidden_files_are_never_photos(clean_raw: Clean) -> None:
     for name in ("._mask1.jpg", ".DS_Store", ".mask1.png"):
         (FOLDER / name).write_bytes(b"junk")

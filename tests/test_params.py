@@ -49,10 +49,10 @@ def test_a_missing_key_is_named(change: Change) -> None:
         ("train.head_lr", float("nan"), "train.head_lr: input should be a finite number (is nan)"),
         ("crop.detector", "mtcnn", "crop.detector: input should be 'yuface', 'haar', 'yunet' or"),
         ("weights.model", "resnet19", "weights.model: input should be 'resnet18', "),
-        ("folds.index", [0, 1, 1], "folds: index must count up from 0, such as [0, 1, 2]"),
-        ("folds.index", [1, 2, 3], "folds: index must count up from 0, such as [0, 1, 2]"),
+        ("folds.index", [0, 1, 1], "folds.index: count up from 0, each fold once, such as [0"),
+        ("folds.index", [1, 2, 3], "folds.index: count up from 0, each fold once, such as [0"),
         ("folds.index", 5, "folds.index: input should be a valid list (is 5)"),
-        ("labels.age_edges", [60, 30], "labels: age_edges must be two ages, the lower one first"),
+        ("labels.age_edges", [60, 30], "labels.age_edges: write two ages, the lower one first"),
     ],
 )
 def test_a_wrong_value_is_named_with_what_is_allowed(
