@@ -192,7 +192,7 @@ def test_a_sweep_is_queued_and_run(project: Project) -> None:
         if "Queued" not in status and "Running" not in status:
             break
         time.sleep(1)
-    assert status.count("Success") == 2, project.run("dvc", "queue", "logs", "--help") + status
+    assert status.count("Success") == 2, status
     project.run("dvc", "queue", "stop", "--kill")
 
 

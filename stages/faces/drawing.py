@@ -22,11 +22,11 @@ Mask = Literal["worn", "incorrect", "not_worn"]
 WIDTH, HEIGHT = 384, 512
 SUPERSAMPLING = 2
 
-GENDER_OVERLAP = 0.2
+GENDER_OVERLAP = 0.35
 """Standard deviation of how a gender shows, where women are at 1 and men at -1 on average."""
-CUE_NOISE = 0.22
+CUE_NOISE = 0.2
 """Standard deviation of each single cue of gender around that."""
-AGE_OVERLAP = 2.5
+AGE_OVERLAP = 3.5
 """Standard deviation, in years, between a person's age and the age that their face shows."""
 
 SKINS: list[Colour] = [
@@ -110,8 +110,8 @@ def draw_traits(gender: str, age: int, rng: np.random.Generator) -> Traits:
         skin=skin,
         hair=_mix(hair, GREY, grey),
         iris=IRISES[rng.integers(len(IRISES))],
-        shirt=_mix(_any_colour(rng, 30, 200), (120, 120, 124), 0.5),
-        wall=_mix(_any_colour(rng, 90, 225), (176, 178, 174), 0.75),
+        shirt=_mix(_any_colour(rng, 30, 200), (120, 120, 124), 0.25),
+        wall=_mix(_any_colour(rng, 90, 225), (176, 178, 174), 0.45),
         hair_length=float(np.clip(cue(0.08, 0.95), 0, 1)),
         hair_volume=float(rng.uniform(0.1, 0.24)),
         hairline=float(np.clip(cue(0.55, 0.1) * _ramp(years, 25, 65), 0, 1)),
