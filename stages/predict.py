@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import safetensors.torch
 import torch
 from numpy.typing import NDArray
 
@@ -20,6 +19,7 @@ from stages.command import stage_command
 from stages.files import write_table
 from stages.learning.device import be_deterministic, choose_device, choose_dtype, predict_logits
 from stages.learning.network import build
+from stages.learning.weight_files import load_network
 from stages.params import Params, read_params
 from stages.photos.packed import read_packed
 from stages.photos.tables import PROBABILITIES, probability_table, read_stage_table
@@ -41,7 +41,7 @@ def mean_probabilities(networks: list[Path], crops: Path, params: Params) -> Pro
     )
     total = torch.zeros(len(pixels), len(PROBABILITIES))
     for path in progress(networks, len(networks), "predict: folds"):
-        network.load_state_dict(safetensors.torch.load_file(path))
+        load_network(network, path)
         logits = predict_logits(network, pixels, params.predict.batch_size, device, dtype)
         total += logits.softmax(dim=1)
     mean: Probabilities = (total / len(networks)).numpy()

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Annotated
 
 import pandas as pd
-import safetensors.torch
 import torch
 import typer
 
@@ -24,7 +23,7 @@ from stages.files import write_json, write_table
 from stages.learning.device import be_deterministic, choose_device, choose_dtype, predict_logits
 from stages.learning.fit import Photos, evaluate, fit
 from stages.learning.network import build, count_parameters, freeze
-from stages.learning.weight_files import write_weights
+from stages.learning.weight_files import load_network, write_weights
 from stages.params import read_params
 from stages.photos.packed import Pixels, read_packed
 from stages.photos.tables import probability_table, read_stage_table
@@ -62,7 +61,7 @@ def main(
     validation = take(pixels, table, held_out, device)
 
     network = build(params.weights.model, pixels.shape[1])
-    network.load_state_dict(safetensors.torch.load_file(initial))
+    load_network(network, initial)
     freeze(network, params.train.freeze)
     network.to(memory_format=torch.channels_last).to(device)
     size = count_parameters(network)

@@ -10,7 +10,9 @@ import torchvision
 from torch import nn
 
 from stages import weights
+from stages.errors import UserError
 from stages.learning.network import build
+from stages.learning.weight_files import load_network, write_weights
 from tests.conftest import Change, Run
 
 MODEL = "mobilenet_v3_large"
@@ -125,3 +127,13 @@ def test_files_that_are_no_weights_are_one_line(weigh: Run) -> None:
 def test_a_file_elsewhere_is_warned_of(weigh: Run) -> None:
     safetensors.torch.save_file(pretrained().state_dict(), "elsewhere.safetensors")
     assert "warning: weights.source" in weigh("elsewhere.safetensors").output
+
+
+def test_a_stage_refuses_the_state_of_another_network_and_half_a_file(tmp_path: Path) -> None:
+    path, network = tmp_path / "network.safetensors", build("resnet18", 32)
+    write_weights(path, build(MODEL, 32).state_dict())
+    with pytest.raises(UserError, match="is not of the network that weights.model names"):
+        load_network(network, path)
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(UserError, match="is missing or damaged"):
+        load_network(network, path)

@@ -7,7 +7,7 @@ from pathlib import Path
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 
 from stages.errors import UserError
 from stages.files import write_whole
@@ -43,6 +43,22 @@ def read_weights(path: Path) -> State:
     if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
         raise UserError(f"weights.source: {path} is no state dict: it must map names to tensors")
     return {str(name).removeprefix("module."): tensor for name, tensor in content.items()}
+
+
+def load_network(network: nn.Module, path: Path) -> None:
+    """Load the state that another stage wrote into `network`, all of it.
+
+    Raises:
+        UserError: if it is not there, is damaged, or is that of another network.
+    """
+    try:
+        network.load_state_dict(safetensors.torch.load_file(path))
+    except (FileNotFoundError, SafetensorError):
+        raise UserError(f"{path} is missing or damaged: `dvc repro` makes it anew") from None
+    except RuntimeError:
+        raise UserError(
+            f"{path} is not of the network that weights.model names: `dvc repro` makes it anew"
+        ) from None
 
 
 def write_weights(path: Path, state: State) -> None:
