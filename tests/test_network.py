@@ -14,6 +14,7 @@ from stages.learning.network import (
     parameter_groups,
     parts,
     set_training,
+    split,
 )
 from stages.photos.labels import CLASSES
 
@@ -62,6 +63,22 @@ def test_each_model_freezes_and_learns(model: str) -> None:
     assert not changed & frozen
     assert f"{head}weight" in changed
     assert set(found[expected[-1]]) & changed or expected[-1] == point
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_frozen_network_cut_in_two_gives_the_same_logits(model: str) -> None:
+    network = build(model, SIZE)
+    images = torch.randn(2, 3, SIZE, SIZE)
+    last = list(parts(network))[-1]
+    for point in (MODELS[model][0], last):
+        freeze(network, point)
+        prefix, rest = split(network.eval())
+        features = prefix(images)
+        assert torch.allclose(rest(features), network(images), atol=1e-5)
+        assert not any(p.requires_grad for p in prefix.parameters())
+        trainable = {id(p) for p in network.parameters() if p.requires_grad}
+        assert trainable <= {id(p) for p in rest.parameters()}
+    assert features.ndim == (3 if model == "vit_b_16" else 2), "pooled before it is kept"
 
 
 def test_freezing_nothing_and_all_but_the_head() -> None:

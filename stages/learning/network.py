@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import torch
 import torchvision
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torchvision.models.vision_transformer import VisionTransformer, interpolate_embeddings
 
 from stages.errors import UserError
@@ -104,6 +104,53 @@ def freeze(network: nn.Module, upto: str) -> None:
             named[name].requires_grad_(False)
         if part == upto:
             break
+
+
+def split(network: nn.Module) -> tuple[nn.Module, nn.Module]:
+    """Cut a network with a frozen part in two: what is frozen, and what comes after it.
+
+    Returns:
+        The frozen prefix (normalised photos -> features) and the rest (features -> logits), which
+        share the network's modules. The cut lies behind all that has nothing to train, such as a
+        pooling before the first part that trains, but never behind a dropout.
+    """
+    return _half(network, prefix=True), _half(network, prefix=False)
+
+
+def _half(network: nn.Module, prefix: bool) -> fx.GraphModule:
+    graph = _PartTracer().trace(network)
+    nodes = list(graph.nodes)
+    cut = next(place for place, node in enumerate(nodes) if _changes(network, node))
+    before, after = nodes[:cut], nodes[cut:]
+    (features,) = (node for node in before if not set(before).issuperset(node.users))
+    if prefix:
+        for node in reversed(after):
+            graph.erase_node(node)
+        graph.output(features)
+    else:
+        with graph.inserting_before(nodes[0]):
+            features.replace_all_uses_with(graph.placeholder("features"))
+        for node in reversed(before):
+            graph.erase_node(node)
+    return fx.GraphModule(network, graph)
+
+
+class _PartTracer(fx.Tracer):
+    """Sees the parts as they are, and what the network does between them."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return module_qualified_name not in OPENED
+
+
+def _changes(network: nn.Module, node: fx.Node) -> bool:
+    """Whether a node's output for the same photo changes in the course of training."""
+    name = str(node.target)
+    if node.op == "get_attr":
+        return network.get_parameter(name).requires_grad
+    if node.op != "call_module":
+        return False
+    module = network.get_submodule(name)
+    return isinstance(module, nn.Dropout) or any(p.requires_grad for p in module.parameters())
 
 
 def set_training(network: nn.Module) -> None:
