@@ -1,17 +1,24 @@
-"""Files are written whole or not at all: under a temporary name, then renamed."""
+"""Files are written whole or not at all: under a temporary name, then renamed.
 
+A sealed file begins with the SHA-256 of what follows, so that a damaged one is known.
+"""
+
+import hashlib
 import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedRandom
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import pandas as pd
 
+SEAL = hashlib.sha256().digest_size
+
 
 @contextmanager
-def write_whole(path: Path) -> Iterator[BinaryIO]:
+def write_whole(path: Path) -> Iterator[BufferedRandom]:
     """Open `path` for writing; it appears under its name only when the block ends well.
 
     A killed process leaves at most `NAME.partial`, which git and DVC ignore and the next run
@@ -23,7 +30,7 @@ def write_whole(path: Path) -> Iterator[BinaryIO]:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     try:
-        with partial.open("wb") as file:
+        with partial.open("w+b") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -33,6 +40,39 @@ def write_whole(path: Path) -> Iterator[BinaryIO]:
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def write_sealed(path: Path) -> Iterator[BinaryIO]:
+    """As `write_whole`, with a seal before what the block writes."""
+    with write_whole(path) as file:
+        file.write(bytes(SEAL))
+        yield file
+        file.seek(SEAL)
+        seal = hashlib.file_digest(file, "sha256").digest()
+        file.seek(0)
+        file.write(seal)
+
+
+@contextmanager
+def read_sealed(path: Path) -> Iterator[BinaryIO | None]:
+    """Open what `write_sealed` wrote, behind its seal; None if it is missing or damaged."""
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        yield None
+        return
+    with file:
+        seal = file.read(SEAL)
+        whole = hashlib.file_digest(file, "sha256").digest() == seal
+        file.seek(SEAL)
+        yield file if whole else None
 
 
 def write_table(path: Path, table: pd.DataFrame, float_format: str | None = None) -> None:

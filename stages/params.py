@@ -6,7 +6,7 @@ What each knob does is said once, in params.yaml, beside its value.
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -44,6 +44,13 @@ def _count_up(folds: list[int]) -> list[int]:
     return folds
 
 
+def _auto_or_count(value: object) -> object:
+    if value != "auto" and (type(value) is not int or value < 1):
+        raise ValueError("write auto or a number of photos, at least 1")
+    return value
+
+
+MicroBatch = Annotated[Literal["auto"] | int, BeforeValidator(_auto_or_count)]
 AgeEdges = Annotated[list[Annotated[int, Field(ge=1, le=120)]], AfterValidator(_ascend)]
 FoldIndex = Annotated[list[int], Field(min_length=2), AfterValidator(_count_up)]
 
@@ -99,10 +106,16 @@ class WeightParams(Section):
 
 class TrainParams(Section):
     freeze: Annotated[str, Field(min_length=1)]
+    head_epochs: Annotated[int, Field(ge=0)]
+    unfreeze_every: Annotated[int, Field(ge=0)]
+    lr_decay: Annotated[float, Field(gt=0, le=1)]
+    cached_views: Annotated[int, Field(ge=0)]
+    cache_gb: Rate
     epochs: Count
     patience: Count
     stop_on: Literal["loss", "macro_f1"]
     batch_size: Count
+    micro_batch: MicroBatch
     optimizer: Literal["adamw", "sgd"]
     head_lr: Rate
     backbone_lr: Rate

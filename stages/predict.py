@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from stages.command import stage_command
 from stages.files import write_table
-from stages.learning.device import be_deterministic, choose_device, choose_dtype, predict_logits
+from stages.learning.device import be_deterministic, choose_hardware, normalise
 from stages.learning.network import build
 from stages.learning.weight_files import load_network
 from stages.params import Params, read_params
@@ -31,19 +31,22 @@ Probabilities = NDArray[np.float32]
 
 def mean_probabilities(networks: list[Path], crops: Path, params: Params) -> Probabilities:
     """Mean over the networks of their softmax outputs for all crops (N x 18)."""
-    device = choose_device(params.predict.device, "predict.device")
-    dtype = choose_dtype(params.predict.precision, device)
+    hardware = choose_hardware(params.predict.device, params.predict.precision, "predict.device")
     pixels = torch.from_numpy(np.array(read_packed(crops)))
     network = (
         build(params.weights.model, pixels.shape[1])
         .to(memory_format=torch.channels_last)
-        .to(device)
+        .to(hardware.device)
+        .eval()
     )
     total = torch.zeros(len(pixels), len(PROBABILITIES))
     for path in progress(networks, len(networks), "predict: folds"):
         load_network(network, path)
-        logits = predict_logits(network, pixels, params.predict.batch_size, device, dtype)
-        total += logits.softmax(dim=1)
+        logits = [torch.empty(0, len(PROBABILITIES))]
+        for batch in pixels.split(params.predict.batch_size):
+            with torch.inference_mode(), hardware.autocast():
+                logits.append(network(normalise(batch.to(hardware.device))).float().cpu())
+        total += torch.cat(logits).softmax(dim=1)
     mean: Probabilities = (total / len(networks)).numpy()
     return mean
 

@@ -11,32 +11,58 @@ Writes to the output folder:
 - `metrics.json`: the epoch kept, training and validation scores, parameters
 """
 
+import os
+import signal
+import threading
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import pandas as pd
 import torch
 import typer
 
 from stages.command import stage_command
-from stages.files import write_json, write_table
-from stages.learning.device import be_deterministic, choose_device, choose_dtype, predict_logits
-from stages.learning.fit import Photos, evaluate, fit
+from stages.files import sha256, write_json, write_table
+from stages.learning.checkpoint import Checkpoint
+from stages.learning.device import Hardware, be_deterministic, choose_hardware
+from stages.learning.feature_store import FeatureStore, project_folder
+from stages.learning.fingerprint import fingerprint
+from stages.learning.fit import evaluate, fit
+from stages.learning.inputs import Photos, prepare
 from stages.learning.network import build, count_parameters, freeze
 from stages.learning.weight_files import load_network, write_weights
 from stages.params import read_params
-from stages.photos.packed import Pixels, read_packed
+from stages.photos.packed import read_packed
 from stages.photos.tables import probability_table, read_stage_table
 
+CODE = [Path(__file__), *sorted((Path(__file__).parent / "learning").glob("*.py"))]
+"""What a checkpoint depends on beside data and parameters."""
 
-def take(
-    crops: Pixels, folds: pd.DataFrame, rows: "pd.Series[bool]", device: torch.device
-) -> Photos:
-    """The chosen rows of the packed crops and their labels, on the device."""
-    chosen = rows.to_numpy().nonzero()[0]
+
+def end_on_interrupt(fold: int) -> None:
+    """End at once on Ctrl-C, even within a long step; what is on disk is whole at any moment."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+
+    def end() -> None:
+        signal.sigwait({signal.SIGINT})
+        print(
+            f"\nstopped: the finished epochs of fold {fold} are kept, and so are finished folds; "
+            "`dvc repro` goes on from there",
+            flush=True,
+        )
+        os._exit(130)
+
+    threading.Thread(target=end, daemon=True).start()
+
+
+def hold_photos(crops: Path, labels: "pd.Series[int]", hardware: Hardware) -> Photos:
+    """All photos of the packed crops and their labels, on the device where they fit."""
     return Photos(
-        torch.from_numpy(crops[chosen]).to(device),
-        torch.from_numpy(folds["label"].to_numpy()[chosen].copy()).to(device),
+        hardware.hold(torch.from_numpy(np.array(read_packed(crops)))),
+        torch.from_numpy(labels.to_numpy(copy=True)).to(hardware.device),
+        sha256(crops),
     )
 
 
@@ -49,44 +75,51 @@ def main(
     out: Annotated[Path, typer.Argument(help="Folder to write to")],
 ) -> None:
     """Train on all folds but FOLD, and predict FOLD."""
+    end_on_interrupt(fold)
     params = read_params()
-    device = choose_device(params.train.device, "train.device")
-    dtype = choose_dtype(params.train.precision, device)
+    hardware = choose_hardware(params.train.device, params.train.precision, "train.device")
     be_deterministic()
 
     table = read_stage_table(folds)
-    pixels = read_packed(crops)
+    photos = hold_photos(crops, table["label"], hardware)
     held_out = table["fold"] == fold
-    training = take(pixels, table, ~held_out, device)
-    validation = take(pixels, table, held_out, device)
+    training, validation = (
+        torch.from_numpy(rows.to_numpy().nonzero()[0]).to(hardware.device)
+        for rows in (~held_out, held_out)
+    )
 
-    network = build(params.weights.model, pixels.shape[1])
+    network = build(params.weights.model, photos.pixels.shape[1])
     load_network(network, initial)
+    network.to(memory_format=torch.channels_last).to(hardware.device)
     freeze(network, params.train.freeze)
-    network.to(memory_format=torch.channels_last).to(device)
     size = count_parameters(network)
     print(
         f"train fold {fold}: {len(training)} photos, {len(validation)} held out, "
         f"{params.weights.model} frozen to {params.train.freeze}: {size['trainable']:,} of "
-        f"{sum(size.values()):,} parameters train, on {device} in {dtype}"
+        f"{size['total']:,} parameters train, on {hardware.device} in {hardware.dtype}"
     )
-    fitted = fit(
-        network,
-        training,
-        validation,
-        params.train,
-        dtype,
-        params.train.seed + fold,
-        report=lambda line: print(f"fold {fold} {line}", flush=True),
+    store = FeatureStore(project_folder() / ".cache/features", int(params.train.cache_gb * 1e9))
+    facts = (fold, params.train, params.weights.model, photos.sha256, sha256(folds))
+    checkpoint = Checkpoint(
+        Path(f".cache/checkpoints/fold{fold}.checkpoint"),
+        fingerprint(facts, network.state_dict(), CODE, hardware),
     )
+    with checkpoint.alone():
+        fitted = fit(
+            network,
+            partial(prepare, photos=photos, params=params.train, hardware=hardware, store=store),
+            training,
+            validation,
+            params.train,
+            params.train.seed + fold,
+            checkpoint,
+            report=lambda line: print(f"fold {fold} {line}", flush=True),
+        )
 
-    logits = predict_logits(network, validation.pixels, params.train.batch_size, device, dtype)
-    probabilities = logits.softmax(dim=1).numpy()
-    scores = {
-        name: evaluate(network, photos, params.train.batch_size, dtype)
-        for name, photos in {"train": training, "validation": validation}.items()
-    }
-    write_weights(out / "network.safetensors", fitted.state)
+    inputs = fitted.inputs
+    scores = {"train": evaluate(inputs, training), "validation": evaluate(inputs, validation)}
+    probabilities = inputs.predict(validation).softmax(dim=1).numpy()
+    write_weights(out / "network.safetensors", network.state_dict())
     write_table(
         out / "out_of_fold.csv",
         probability_table(table[held_out][["person", "photo", "fold", "label"]], probabilities),
@@ -95,6 +128,7 @@ def main(
     write_table(out / "history.csv", pd.DataFrame(fitted.history), float_format="%.6f")
     epochs = {"kept": fitted.epoch, "run": len(fitted.history)}
     write_json(out / "metrics.json", {"epoch": epochs, **scores, "parameters": size})
+    checkpoint.delete()
     print(
         f"train fold {fold}: macro F1 {scores['validation']['macro_f1']:.3f} "
         f"(training {scores['train']['macro_f1']:.3f}), epoch {fitted.epoch + 1} kept"

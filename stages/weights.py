@@ -16,9 +16,9 @@ import torchvision
 
 from stages.command import stage_command
 from stages.errors import UserError
-from stages.files import write_json
+from stages.files import sha256, write_json
 from stages.learning.network import State, build, fit_state
-from stages.learning.weight_files import read_weights, sha256, write_weights
+from stages.learning.weight_files import read_weights, write_weights
 from stages.params import WeightParams, read_params
 
 

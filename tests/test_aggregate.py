@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from stages import aggregate, predict, show, weights
+from stages.learning.device import normalise
 from stages.learning.network import build
 from stages.learning.weight_files import write_weights
 from stages.photos.packed import write_packed
@@ -154,13 +155,9 @@ def test_predictions_are_the_folds_mean_in_the_order_of_info(run: Run, change: C
     assert submission["ans"][1] == 7
     probabilities = pd.read_csv("p.csv")[PROBABILITIES].to_numpy()
     assert probabilities.sum(axis=1) == pytest.approx(1, abs=1e-4)
-    images = torch.from_numpy(crops[:1])
-    each = [
-        predict.predict_logits(
-            build("resnet18", SIDE, seed=fold), images, 1, torch.device("cpu"), torch.float32
-        ).softmax(1)
-        for fold in range(2)
-    ]
+    images = normalise(torch.from_numpy(crops[:1]))
+    with torch.inference_mode():
+        each = [build("resnet18", SIDE, seed=fold).eval()(images).softmax(1) for fold in range(2)]
     assert probabilities[0] == pytest.approx(((each[0] + each[1]) / 2).numpy()[0], abs=1e-4)
 
 

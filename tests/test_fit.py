@@ -1,18 +1,27 @@
 """Training: seeded, stopped early, the best epoch kept, never past a loss that is not finite."""
 
+import dataclasses
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from stages.errors import UserError
-from stages.learning import augment, device, fit
-from stages.learning.network import build, freeze
+from stages.learning import fit
+from stages.learning.checkpoint import Checkpoint
+from stages.learning.device import Hardware
+from stages.learning.feature_store import FeatureStore
+from stages.learning.inputs import Inputs, Photos, prepare
+from stages.learning.network import build
 from stages.params import TrainParams, read_params
 from tests.conftest import Change
 
 SIDE = 16
+CPU = Hardware(torch.device("cpu"), torch.float32)
+TRAINING, HELD_OUT = torch.arange(24), torch.arange(24, 36)
 Knobs = Callable[..., TrainParams]
 
 
@@ -29,11 +38,11 @@ def knobs(change: Change) -> Knobs:
     return of
 
 
-def photos(count: int = 24, seed: int = 0) -> fit.Photos:
+def photos(side: int = SIDE) -> Photos:
     """Crops whose brightness tells their class."""
-    labels = torch.arange(count) % 3
-    noise = torch.randint(0, 30, (count, SIDE, SIDE, 3), generator=seeded(seed))
-    return fit.Photos((noise + 90 * labels[:, None, None, None]).to(torch.uint8), labels)
+    labels = torch.arange(36) % 3
+    noise = torch.randint(0, 30, (36, side, side, 3), generator=seeded(0))
+    return Photos((noise + 90 * labels[:, None, None, None]).to(torch.uint8), labels, "sha")
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -49,53 +58,182 @@ def small() -> nn.Module:
         )  # fmt: skip
 
 
-def train(network: nn.Module, params: TrainParams, seed: int = 0) -> tuple[fit.Fitted, list[str]]:
+def train(
+    network: nn.Module,
+    params: TrainParams,
+    seed: int = 0,
+    change_inputs: Callable[[Inputs], Inputs] = lambda inputs: inputs,
+) -> tuple[fit.Fitted, list[str]]:
+    """Fit in the working folder; the lines that were reported."""
     lines: list[str] = []
-    held_out = photos(12, seed=9)
-    fitted = fit.fit(network, photos(), held_out, params, torch.float32, seed, lines.append)
+    side = SIDE if isinstance(network, nn.Sequential) else 32
+    store = FeatureStore(Path("features"), 10**8)
+    own = partial(prepare, photos=photos(side), params=params, hardware=CPU, store=store)
+    fitted = fit.fit(
+        network,
+        lambda network: change_inputs(own(network)),
+        TRAINING,
+        HELD_OUT,
+        params,
+        seed,
+        Checkpoint(Path("fold0.checkpoint"), f"{params}{seed}"),
+        lines.append,
+    )
     return fitted, lines
+
+
+def weights(network: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in network.state_dict().items()}
+
+
+def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    return all(torch.equal(first[name], second[name]) for name in first)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_it_learns_what_can_be_seen(knobs: Knobs, optimizer: str) -> None:
     rates = {"head_lr": 0.05, "backbone_lr": 0.05, "brightness": 0.0}
-    network = small()
-    params = knobs(optimizer=optimizer, epochs=20, patience=20, **rates)
-    fitted, lines = train(network, params)
-    assert fit.evaluate(network, photos(12, seed=9), 8, torch.float32)["accuracy"] == 1
+    fitted, lines = train(small(), knobs(optimizer=optimizer, epochs=20, patience=20, **rates))
+    assert fit.evaluate(fitted.inputs, HELD_OUT)["accuracy"] == 1
     assert fitted.history[-1]["train_loss"] < fitted.history[0]["train_loss"]
     assert len(lines) == len(fitted.history)
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_others(knobs: Knobs) -> None:
     params = knobs(balanced_sampling=True, erasing=0.5)
-    first, again, other = (train(small(), params, seed)[0].state for seed in (1, 1, 2))
-    assert all(torch.equal(first[name], again[name]) for name in first)
-    assert not all(torch.equal(first[name], other[name]) for name in first)
+    networks = [small() for _ in range(3)]
+    for network, seed in zip(networks, (1, 1, 2), strict=True):
+        train(network, params, seed)
+        Path("fold0.checkpoint").unlink()
+    first, again, other = map(weights, networks)
+    assert same(first, again)
+    assert not same(first, other)
 
 
 def test_it_stops_when_nothing_gets_better_and_keeps_the_best_epoch(knobs: Knobs) -> None:
     """With learning rates of 0 only BatchNorm's statistics move: no epoch is better for long."""
-    network = small()
     params = knobs(head_lr=0.0, backbone_lr=0.0, epochs=30, patience=2, stop_on="macro_f1")
-    fitted, _ = train(network, params)
+    fitted, _ = train(small(), params)
     assert len(fitted.history) == fitted.epoch + 1 + 2
     best = max(row["validation_macro_f1"] for row in fitted.history)
     assert fitted.history[fitted.epoch]["validation_macro_f1"] == best
-    kept = network.state_dict()
-    assert all(torch.equal(kept[name], fitted.state[name]) for name in kept)
-    now = fit.evaluate(network, photos(12, seed=9), params.batch_size, torch.float32)
+    now = fit.evaluate(fitted.inputs, HELD_OUT)
     assert now["loss"] == pytest.approx(fitted.history[fitted.epoch]["validation_loss"])
 
 
-def test_frozen_parts_do_not_move_neither_weights_nor_statistics(knobs: Knobs) -> None:
+def moved(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
+    """Parts of a ResNet in which a tensor is another than before."""
+    return {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+
+
+@pytest.mark.parametrize("cached_views", [0, 2])
+def test_frozen_parts_do_not_move_neither_weights_nor_statistics(
+    knobs: Knobs, cached_views: int
+) -> None:
     network = build("resnet18", 32)
-    freeze(network, "layer2")
-    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    train(network, knobs(epochs=1))
-    after = network.state_dict()
-    moved = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
-    assert moved == {"layer3", "layer4", "fc"}
+    before = weights(network)
+    train(network, knobs(epochs=1, freeze="layer2", cached_views=cached_views))
+    assert moved(before, weights(network)) == {"layer3", "layer4", "fc"}
+
+
+def test_the_head_trains_first_and_then_one_part_more_at_a_time(knobs: Knobs) -> None:
+    network = build("resnet18", 32)
+    before = weights(network)
+    seen: list[set[str]] = []
+
+    def look(inputs: Inputs) -> Inputs:
+        seen.append(moved(before, weights(network)))
+        return inputs
+
+    params = knobs(epochs=4, patience=9, freeze="layer2", head_epochs=1, unfreeze_every=1)
+    train(network, params, change_inputs=look)
+    assert seen == [set(), {"fc"}, {"layer4", "fc"}]
+
+
+def test_cached_views_without_augmentation_equal_no_cache_to_rounding(knobs: Knobs) -> None:
+    plain = {"shift": 0.0, "flip": 0.0, "brightness": 0.0, "erasing": 0.0, "freeze": "layer3"}
+    networks = [build("resnet18", 32), build("resnet18", 32)]
+    histories = []
+    for network, views in zip(networks, (0, 1), strict=True):
+        # A batch of all photos: the cached loop draws a view for each and so another order.
+        params = knobs(**plain, cached_views=views, batch_size=24, epochs=3)
+        histories.append(train(network, params)[0].history)
+    for fresh, cached in zip(*histories, strict=True):
+        assert fresh == pytest.approx(cached, rel=1e-3)
+
+
+class OutOfMemory(nn.Module):
+    """Passes on at most `most` photos, as a GPU of so much memory would."""
+
+    def __init__(self, network: nn.Module, most: int) -> None:
+        super().__init__()
+        self.network, self.most = network, most
+
+    def forward(self, batch: Tensor) -> Tensor:
+        if self.training and len(batch) > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return self.network(batch)
+
+
+@pytest.mark.parametrize("most", [1, 3, 8])
+def test_out_of_memory_halves_the_micro_batch_and_not_the_result(
+    knobs: Knobs, capsys: pytest.CaptureFixture[str], most: int
+) -> None:
+    def narrow(inputs: Inputs) -> Inputs:
+        return dataclasses.replace(inputs, rest=OutOfMemory(inputs.rest, most).train())
+
+    # BatchNorm takes its statistics from micro-batches: a frozen one does not.
+    params = knobs(epochs=2, freeze="0")
+    networks = [small(), small()]
+    wide = train(networks[0], params)[0]
+    Path("fold0.checkpoint").unlink()
+    tight = train(networks[1], params, change_inputs=narrow)[0]
+    printed = capsys.readouterr().out
+    assert printed.count("out of memory") == {1: 3, 3: 2, 8: 0}[most], "remembered for the run"
+    for name, tensor in weights(networks[0]).items():
+        assert torch.allclose(tensor, weights(networks[1])[name], atol=1e-4), name
+    assert wide.epoch == tight.epoch
+
+
+def test_a_photo_that_does_not_fit_alone_is_one_line(knobs: Knobs) -> None:
+    def none(inputs: Inputs) -> Inputs:
+        return dataclasses.replace(inputs, rest=OutOfMemory(inputs.rest, 0).train())
+
+    with pytest.raises(UserError, match=r"does not hold one photo: lower crop\.size"):
+        train(small(), knobs(), change_inputs=none)
+
+
+def test_micro_batches_may_be_asked_for(knobs: Knobs) -> None:
+    networks = [small(), small()]
+    for network, size in zip(networks, ("auto", 3), strict=True):
+        train(network, knobs(freeze="0", micro_batch=size))
+    for name, tensor in weights(networks[0]).items():
+        assert torch.allclose(tensor, weights(networks[1])[name], atol=1e-4), name
+
+
+@pytest.mark.parametrize("after", [1, 2, 3])
+def test_an_interrupted_run_goes_on_to_the_same_weights(knobs: Knobs, after: int) -> None:
+    params = knobs(epochs=4, patience=1, erasing=0.5, head_epochs=2)
+    whole, interrupted, again = small(), small(), small()
+    expected = train(whole, params)[0]
+    Path("fold0.checkpoint").unlink()
+
+    class KilledError(Exception):
+        pass
+
+    def kill(checkpoint: Checkpoint, content: dict[str, object]) -> None:
+        saved(checkpoint, content)
+        if len(content["history"]) == after:  # type: ignore[arg-type]
+            raise KilledError
+
+    saved = Checkpoint.save
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KilledError):
+        patch.setattr(Checkpoint, "save", kill)
+        train(interrupted, params)
+    fitted, lines = train(again, params)
+    assert lines[0] == f"goes on after epoch {after}/4"
+    assert fitted.history == expected.history
+    assert same(weights(whole), weights(again))
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(knobs: Knobs) -> None:
@@ -109,9 +247,9 @@ def test_every_photo_is_drawn_once_an_epoch(knobs: Knobs) -> None:
     assert sorted(drawn.tolist()) == list(range(20))
 
 
-def test_a_last_batch_of_one_photo_is_left_out(knobs: Knobs) -> None:
+def test_no_batch_is_a_single_photo(knobs: Knobs) -> None:
     cut = list(fit.batches(torch.zeros(17, dtype=torch.long), knobs(), seeded(0)))
-    assert [len(batch) for batch in cut] == [8, 8]
+    assert [len(batch) for batch in cut] == [6, 6, 5]
 
 
 def test_balanced_sampling_draws_every_class_as_often(knobs: Knobs) -> None:
@@ -127,52 +265,3 @@ def test_the_learning_rate_rises_and_falls() -> None:
     assert rates[:11] == sorted(rates[:11])
     assert rates[10:] == sorted(rates[10:], reverse=True)
     assert rates[100] == pytest.approx(0)
-
-
-def gradient(count: int = 4) -> Tensor:
-    """Photos whose columns tell their place."""
-    columns = torch.arange(SIDE, dtype=torch.uint8) * 10
-    return columns[None, None, :, None].expand(count, SIDE, SIDE, 3).contiguous()
-
-
-def test_flipping_always_mirrors_and_never_does_not() -> None:
-    pixels = gradient()
-    assert torch.equal(augment.shift_and_flip(pixels, 0, 0, seeded(0)), pixels)
-    assert torch.equal(augment.shift_and_flip(pixels, 0, 1, seeded(0)), pixels.flip(2))
-
-
-def test_a_shift_is_at_most_as_far_as_said_and_repeats_the_edge() -> None:
-    moved = augment.shift_and_flip(gradient(200), 0.125, 0, seeded(0))[:, 0, :, 0].int()
-    by = moved[:, 8] // 10 - 8
-    assert set(by.tolist()) == {-2, -1, 0, 1, 2}
-    assert set(moved[by == -2][:, :3].unique().tolist()) == {0}
-
-
-def test_brightness_stays_within_its_range_and_differs_by_photo() -> None:
-    bright = augment.brighten(torch.full((50, 2, 2, 3), 100, dtype=torch.uint8), 0.2, seeded(0))
-    assert 80 <= bright.min() < bright.max() <= 120
-    assert len(bright[:, 0, 0, 0].unique()) == 50
-
-
-def test_erasing_blanks_a_rectangle_or_none() -> None:
-    ones = torch.ones(100, 3, 20, 20)
-    assert torch.equal(augment.erase(ones.clone(), 0.0, seeded(0)), ones)
-    holes = (augment.erase(ones.clone(), 1.0, seeded(0)) == 0).float().mean(dim=(1, 2, 3))
-    assert (holes > 0).all()
-    assert (holes <= 0.25).all()
-
-
-def test_normalised_pixels_are_imagenet_s() -> None:
-    image = device.normalise(torch.full((1, 2, 2, 3), 255, dtype=torch.uint8))
-    assert image.shape == (1, 3, 2, 2)
-    assert image[0, 0, 0, 0].item() == pytest.approx((1 - 0.485) / 0.229, rel=1e-5)
-
-
-def test_cuda_is_used_where_it_is_and_asked_for_elsewhere_is_one_line() -> None:
-    if torch.cuda.is_available():
-        assert device.choose_device("auto", "train.device").type == "cuda"
-    else:
-        assert device.choose_device("auto", "train.device").type == "cpu"
-        with pytest.raises(UserError, match="train.device: cuda cannot be used here"):
-            device.choose_device("cuda", "train.device")
-    assert device.choose_device("cpu", "train.device").type == "cpu"

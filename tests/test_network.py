@@ -52,7 +52,7 @@ def test_each_model_freezes_and_learns(model: str) -> None:
     set_training(network)
     frozen = {name for part in expected[: expected.index(point) + 1] for name in found[part]}
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    optimizer = torch.optim.SGD(parameter_groups(network, 0.1, 0.1))
+    optimizer = torch.optim.SGD(parameter_groups(network, 0.1, 0.1, 1.0))
     nn.init.normal_(network.get_submodule(head_name(network)).weight)  # type: ignore[arg-type]
     logits = network(torch.randn(2, 3, SIZE, SIZE))
     assert logits.shape == (2, CLASSES)
@@ -86,7 +86,12 @@ def test_freezing_nothing_and_all_but_the_head() -> None:
     freeze(network, "none")
     assert count_parameters(network)["frozen"] == 0
     freeze(network, "layer4")
-    assert count_parameters(network) == {"trainable": 512 * 18 + 18, "frozen": 11_176_512}
+    head = 512 * 18 + 18
+    assert count_parameters(network) == {
+        "trainable": head,
+        "frozen": 11_176_512,
+        "total": 11_176_512 + head,
+    }
     freeze(network, "conv1")
     assert count_parameters(network)["frozen"] == 64 * 3 * 7 * 7 + 2 * 64
 
@@ -110,15 +115,15 @@ def test_frozen_batchnorm_keeps_its_statistics_and_the_rest_does_not() -> None:
     assert not torch.equal(before["layer2.0.bn1.running_mean"], after["layer2.0.bn1.running_mean"])
 
 
-def test_each_trainable_parameter_is_in_one_group() -> None:
+def test_each_trainable_parameter_is_in_one_group_and_rates_fall_with_depth() -> None:
     network = build("resnet18", SIZE)
     freeze(network, "layer2")
-    backbone, head = parameter_groups(network, head_lr=0.1, backbone_lr=0.01)
-    assert (backbone["lr"], head["lr"]) == (0.01, 0.1)
-    grouped = [*backbone["params"], *head["params"]]  # type: ignore[misc]
+    groups = parameter_groups(network, head_lr=0.1, backbone_lr=0.01, lr_decay=0.5)
+    assert [group["lr"] for group in groups] == [0.005, 0.01, 0.1]
+    grouped = [parameter for group in groups for parameter in group["params"]]  # type: ignore[attr-defined]
     assert {id(p) for p in grouped} == {id(p) for p in network.parameters() if p.requires_grad}
     assert len(grouped) == len({id(p) for p in grouped})
-    assert [tuple(p.shape) for p in head["params"]] == [(18, 512), (18,)]  # type: ignore[attr-defined]
+    assert [tuple(p.shape) for p in groups[-1]["params"]] == [(18, 512), (18,)]  # type: ignore[attr-defined]
 
 
 def test_random_weights_follow_the_seed_alone() -> None:

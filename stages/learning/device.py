@@ -1,18 +1,50 @@
 """Where the network runs, and in which precision."""
 
 import os
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from stages.errors import UserError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
+RESIDENT_SHARE = 0.5
+"""What may lie on a GPU for the whole of a run, as a share of its memory."""
 
-def choose_device(wanted: str, key: str) -> torch.device:
+
+@dataclass(frozen=True)
+class Hardware:
+    """The device, and the precision of forward passes (autocast; parameters stay float32)."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+    def autocast(self) -> torch.autocast:
+        """The context of a forward pass."""
+        return torch.autocast(
+            self.device.type, self.dtype, enabled=self.dtype != torch.float32, cache_enabled=True
+        )
+
+    def hold(self, data: Tensor) -> Tensor:
+        """`data` on the device if it takes no more than `RESIDENT_SHARE` of it, else as it is."""
+        if self.device.type == "cpu":
+            return data
+        if data.nbytes > RESIDENT_SHARE * torch.cuda.mem_get_info(self.device)[1]:
+            return data.pin_memory()
+        return data.to(self.device)
+
+    def gather(self, data: Tensor, rows: Tensor) -> Tensor:
+        """Rows of what `hold` gave, on the device."""
+        return data[rows.to(data.device)].to(self.device, non_blocking=True)
+
+
+def choose_hardware(wanted: str, precision: str, key: str) -> Hardware:
     """The device of that name; "auto" is CUDA where there is a GPU, else the CPU.
+
+    bfloat16 is taken where it is asked for or, with "auto", where the hardware computes in it.
 
     Raises:
         UserError: if CUDA is asked for and cannot be used; `key` is the knob to change.
@@ -20,17 +52,14 @@ def choose_device(wanted: str, key: str) -> torch.device:
     there = torch.cuda.is_available()
     if wanted == "cuda" and not there:
         raise UserError(f"{key}: cuda cannot be used here: no GPU was found; set it to auto or cpu")
-    return torch.device("cuda" if there and wanted != "cpu" else "cpu")
-
-
-def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """bfloat16 where it is asked for or, with "auto", where the hardware computes in it."""
-    if device.type == "cuda":
+    if there and wanted != "cpu":
+        device = torch.device("cuda")
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
+        device = torch.device("cpu")
         native = bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-    wanted = precision == "bf16" or (precision == "auto" and native)
-    return torch.bfloat16 if wanted else torch.float32
+    half = precision == "bf16" or (precision == "auto" and native)
+    return Hardware(device, torch.bfloat16 if half else torch.float32)
 
 
 def be_deterministic() -> None:
@@ -48,20 +77,3 @@ def normalise(pixels: Tensor) -> Tensor:
     std = torch.tensor(IMAGENET_STD, device=pixels.device) * 255
     images = ((pixels.float() - mean) / std).permute(0, 3, 1, 2)
     return images.contiguous(memory_format=torch.channels_last)
-
-
-@torch.inference_mode()
-def predict_logits(
-    network: nn.Module,
-    pixels: Tensor,
-    batch_size: int,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> Tensor:
-    """Logits (N x 18, float32, on the CPU) of uint8 pixels (N x H x W x 3), in evaluation mode."""
-    network.eval()
-    logits = [torch.empty(0, 18)]
-    for batch in pixels.split(batch_size):
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            logits.append(network(normalise(batch.to(device))).float().cpu())
-    return torch.cat(logits)

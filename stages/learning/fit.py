@@ -1,10 +1,9 @@
-"""Training one network: epochs, early stopping, the best epoch kept."""
+"""Training one network: epochs, early stopping, the best epoch kept, each epoch a checkpoint."""
 
-import copy
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,88 +13,131 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from stages.errors import UserError
-from stages.learning.augment import augment
-from stages.learning.device import predict_logits
-from stages.learning.network import State, parameter_groups, set_training
+from stages.learning.checkpoint import Checkpoint
+from stages.learning.inputs import Inputs
+from stages.learning.network import (
+    State,
+    freeze,
+    frozen_upto,
+    parameter_groups,
+    set_training,
+    trained_state,
+)
 from stages.params import TrainParams
 from stages.photos.labels import CLASSES
 from stages.progress import progress
 
 
 @dataclass(frozen=True)
-class Photos:
-    """Crops (N x H x W x 3, uint8) and their labels (N, int64), where the network is."""
-
-    pixels: Tensor
-    labels: Tensor
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-
-@dataclass(frozen=True)
 class Fitted:
-    """The best epoch's state, and a row for each epoch that ran."""
+    """The network at its best epoch, through its inputs, and a row for each epoch that ran."""
 
-    state: State
+    inputs: Inputs
     epoch: int
     history: list[dict[str, float]]
 
 
+@dataclass
+class Run:
+    """What changes in the course of a run, and so what a checkpoint holds."""
+
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
+    scheduler: torch.optim.lr_scheduler.LRScheduler
+    generator: torch.Generator
+    micro_batch: int
+    best_state: State
+    best_score: float = -math.inf
+    best_epoch: int = -1
+    history: list[dict[str, float]] = field(default_factory=list)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors, numbers and texts alone."""
+        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        return {
+            "network": trained_state(self.network),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "random": [self.generator.get_state(), torch.get_rng_state(), *cuda],
+            "micro_batch": self.micro_batch,
+            "best": [self.best_state, self.best_score, self.best_epoch],
+            "history": self.history,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go back to where `state_dict` was called."""
+        self.network.load_state_dict(state["network"], strict=False)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        own, of_cpu, *of_cuda = (numbers.cpu() for numbers in state["random"])
+        self.generator.set_state(own)
+        torch.set_rng_state(of_cpu)
+        torch.cuda.set_rng_state_all(of_cuda)
+        self.micro_batch = state["micro_batch"]
+        self.best_state, self.best_score, self.best_epoch = state["best"]
+        self.history = state["history"]
+
+
 def fit(
     network: nn.Module,
-    training: Photos,
-    validation: Photos,
+    inputs_of: Callable[[nn.Module], Inputs],
+    training: Tensor,
+    validation: Tensor,
     params: TrainParams,
-    dtype: torch.dtype,
     seed: int,
+    checkpoint: Checkpoint,
     report: Callable[[str], None],
 ) -> Fitted:
     """Train `network` in place until the epochs are over or `patience` epochs bring nothing better.
 
+    Where there is a checkpoint it goes on from there, to the same result.
+
     Args:
-        network: frozen as wanted, on its device.
-        dtype: of the forward pass (autocast); parameters stay float32.
+        network: on its device.
+        inputs_of: gives what is fed to the network as it is frozen at the time.
+        training, validation: places of the photos (int64), on that device.
         seed: of the order of the photos and of the augmentation.
         report: is given a line for each epoch.
 
     Raises:
-        UserError: if a loss is not finite, naming the step.
+        UserError: if there is no part to freeze of that name; if a loss is not finite, naming the
+            step; if one photo alone takes more memory than the GPU has.
     """
-    device = training.labels.device
-    generator = torch.Generator(device).manual_seed(seed)
     torch.manual_seed(seed)  # dropout and stochastic depth draw from the global generator
-    steps = len(list(batches(training.labels, params, torch.Generator(device))))
+    freeze(network, params.freeze)
+    steps = math.ceil(len(training) / params.batch_size)
     optimizer = make_optimizer(network, params)
     scheduler = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: learning_rate_factor(step, steps * params.epochs, params.warmup)
     )
-    best = Fitted({}, -1, [])
-    best_score = -math.inf
-    history: list[dict[str, float]] = []
-    for epoch in range(params.epochs):
+    run = Run(
+        network,
+        optimizer,
+        scheduler,
+        torch.Generator(training.device).manual_seed(seed),
+        params.batch_size if params.micro_batch == "auto" else params.micro_batch,
+        trained_state(network),
+    )
+    saved = checkpoint.load(training.device)
+    if saved is not None:
+        run.load_state_dict(saved)
+        report(f"goes on after epoch {len(run.history)}/{params.epochs}")
+
+    point = frozen_upto(network, params, len(run.history))
+    freeze(network, point)
+    inputs = inputs_of(network)
+    for epoch in range(len(run.history), params.epochs):
+        if epoch - run.best_epoch > params.patience:
+            break
+        if point != frozen_upto(network, params, epoch):
+            point = frozen_upto(network, params, epoch)
+            freeze(network, point)
+            inputs = inputs_of(network)
         start = time.perf_counter()
-        set_training(network)
-        losses = torch.zeros(steps, device=device)
-        drawn = batches(training.labels, params, generator)
-        shown = progress(drawn, steps, f"epoch {epoch + 1}/{params.epochs}: batches")
-        for step, chosen in enumerate(shown):
-            images = augment(training.pixels[chosen], params, generator)
-            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                logits = network(images)
-            loss = functional.cross_entropy(
-                logits.float(), training.labels[chosen], label_smoothing=params.label_smoothing
-            )
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            scheduler.step()
-            losses[step] = loss.detach()
-        check_finite(losses, epoch * steps, params)
-        train_loss = losses.mean().item()
-        scores = evaluate(network, validation, params.batch_size, dtype)
-        check_finite(torch.tensor([scores["loss"]]), (epoch + 1) * steps, params)
-        history.append(
+        train_loss = train_epoch(run, inputs, training, params)
+        scores = evaluate(inputs, validation)
+        check_finite(torch.tensor([scores["loss"]]), steps * (epoch + 1) - 1, params)
+        run.history.append(
             {
                 "epoch": epoch,
                 "train_loss": train_loss,
@@ -105,24 +147,87 @@ def fit(
             }
         )
         score = -scores["loss"] if params.stop_on == "loss" else scores["macro_f1"]
-        if score > best_score:
-            best_score = score
-            best = Fitted(copy.deepcopy(network.state_dict()), epoch, history)
+        if score > run.best_score:
+            run.best_score, run.best_epoch = score, epoch
+            run.best_state = trained_state(network)
+        checkpoint.save(run.state_dict())
         report(
             f"epoch {epoch + 1}/{params.epochs}: loss {train_loss:.3f}, validation loss "
             f"{scores['loss']:.3f}, macro F1 {scores['macro_f1']:.3f}, "
-            f"{time.perf_counter() - start:.1f} s" + (" (best)" if best.epoch == epoch else "")
+            f"{time.perf_counter() - start:.1f} s" + (" (best)" if run.best_epoch == epoch else "")
         )
-        if epoch - best.epoch >= params.patience:
-            break
-    network.load_state_dict(best.state)
-    return best
+    network.load_state_dict(run.best_state, strict=False)
+    return Fitted(inputs, run.best_epoch, run.history)
+
+
+def train_epoch(run: Run, inputs: Inputs, training: Tensor, params: TrainParams) -> float:
+    """One epoch; gives the mean loss of its steps.
+
+    Raises:
+        UserError: as `fit`.
+    """
+    set_training(run.network)
+    labels = inputs.photos.labels[training]
+    drawn = list(batches(labels, params, run.generator))
+    losses = torch.zeros(len(drawn), device=labels.device)
+    epoch = len(run.history)
+    label = f"epoch {epoch + 1}/{params.epochs}: batches"
+    for step, chosen in enumerate(progress(drawn, len(drawn), label)):
+        batch = inputs.augmented(training[chosen], run.generator)
+        losses[step] = backward(run, inputs, batch, labels[chosen], params)
+        run.optimizer.step()
+        run.scheduler.step()
+    check_finite(losses, epoch * len(drawn), params)
+    return losses.mean().item()
+
+
+def backward(
+    run: Run, inputs: Inputs, batch: Tensor, labels: Tensor, params: TrainParams
+) -> Tensor:
+    """Gradients of the mean loss of a batch, in micro-batches that fit into memory; the loss.
+
+    Where one does not, half its size is tried, and remembered. The gradients are those of the whole
+    batch, to rounding, but for BatchNorm, which takes its statistics from each micro-batch.
+
+    Raises:
+        UserError: if one photo alone does not fit.
+    """
+    while True:
+        run.optimizer.zero_grad(set_to_none=True)
+        total = torch.zeros((), device=labels.device)
+        pieces = math.ceil(len(batch) / run.micro_batch)
+        try:
+            for some, their in zip(
+                batch.tensor_split(pieces), labels.tensor_split(pieces), strict=True
+            ):
+                losses = functional.cross_entropy(
+                    inputs.forward(some),
+                    their,
+                    reduction="sum",
+                    label_smoothing=params.label_smoothing,
+                )
+                loss = losses / len(batch)
+                loss.backward()
+                total += loss.detach()
+            return total
+        except torch.OutOfMemoryError:
+            run.optimizer.zero_grad(set_to_none=True)
+        # Out of the except block, whose traceback holds on to the memory of what failed.
+        if run.micro_batch == 1:
+            raise UserError(
+                "the GPU's memory does not hold one photo: lower crop.size, take a smaller "
+                "weights.model or set train.device: cpu"
+            )
+        run.micro_batch = max(1, min(run.micro_batch, len(batch)) // 2)
+        print(f"out of memory: goes on with micro-batches of {run.micro_batch}", flush=True)
+        torch.cuda.empty_cache()
 
 
 def batches(labels: Tensor, params: TrainParams, generator: torch.Generator) -> Iterator[Tensor]:
     """Indices of the photos of each batch of an epoch: each photo once, or drawn by class.
 
-    With `balanced_sampling`, every class is as likely as any other.
+    With `balanced_sampling`, every class is as likely as any other. Batches differ in size by one
+    at the most: BatchNorm has no variance to take from a last batch of a single photo.
     """
     if params.balanced_sampling:
         weight = 1 / torch.bincount(labels, minlength=CLASSES).clamp(min=1)
@@ -131,14 +236,14 @@ def batches(labels: Tensor, params: TrainParams, generator: torch.Generator) -> 
         )
     else:
         order = torch.randperm(len(labels), generator=generator, device=labels.device)
-    cut = order.split(params.batch_size)
-    # BatchNorm has no variance to take from a single photo.
-    yield from cut[:-1] if len(cut) > 1 and len(cut[-1]) == 1 else cut
+    yield from order.tensor_split(math.ceil(len(labels) / params.batch_size))
 
 
 def make_optimizer(network: nn.Module, params: TrainParams) -> torch.optim.Optimizer:
     """AdamW, or SGD with Nesterov momentum, over the trainable parameters."""
-    groups: list[dict[str, Any]] = parameter_groups(network, params.head_lr, params.backbone_lr)
+    groups: list[dict[str, Any]] = parameter_groups(
+        network, params.head_lr, params.backbone_lr, params.lr_decay
+    )
     if params.optimizer == "adamw":
         return torch.optim.AdamW(groups, weight_decay=params.weight_decay, fused=True)
     return torch.optim.SGD(
@@ -154,12 +259,10 @@ def learning_rate_factor(step: int, total: int, warmup: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - rising) / max(1.0, total - rising))))
 
 
-def evaluate(
-    network: nn.Module, photos: Photos, batch_size: int, dtype: torch.dtype
-) -> dict[str, float]:
+def evaluate(inputs: Inputs, photos: Tensor) -> dict[str, float]:
     """Loss (cross entropy, no smoothing), macro F1 and accuracy, without augmentation."""
-    logits = predict_logits(network, photos.pixels, batch_size, photos.labels.device, dtype)
-    labels = photos.labels.cpu()
+    logits = inputs.predict(photos)
+    labels = inputs.photos.labels[photos].cpu()
     predicted = logits.argmax(dim=1)
     return {
         "loss": functional.cross_entropy(logits, labels).item(),

@@ -8,6 +8,7 @@ from torch import Tensor, fx, nn
 from torchvision.models.vision_transformer import VisionTransformer, interpolate_embeddings
 
 from stages.errors import UserError
+from stages.params import TrainParams
 from stages.photos.labels import CLASSES
 
 State = dict[str, Tensor]
@@ -106,6 +107,22 @@ def freeze(network: nn.Module, upto: str) -> None:
             break
 
 
+def frozen_upto(network: nn.Module, params: TrainParams, epoch: int) -> str:
+    """The last frozen part in an epoch: `params.freeze` in the end, more before that.
+
+    The head alone trains for `head_epochs`; then all that will train or, with `unfreeze_every`, one
+    part more every that many epochs, from the top (gradual unfreezing, ULMFiT, Howard and Ruder,
+    ACL 2018).
+    """
+    points = ["none", *parts(network)]
+    top = len(points) - 1
+    after = epoch - params.head_epochs
+    if after < 0:
+        return points[top]
+    opened = 1 + after // params.unfreeze_every if params.unfreeze_every else top
+    return points[max(points.index(params.freeze), top - opened)]
+
+
 def split(network: nn.Module) -> tuple[nn.Module, nn.Module]:
     """Cut a network with a frozen part in two: what is frozen, and what comes after it.
 
@@ -167,23 +184,39 @@ def set_training(network: nn.Module) -> None:
 
 
 def count_parameters(network: nn.Module) -> dict[str, int]:
-    """How many numbers train, and how many are frozen."""
+    """How many numbers train, how many are frozen, and all together."""
     sizes = {True: 0, False: 0}
     for parameter in network.parameters():
         sizes[parameter.requires_grad] += parameter.numel()
-    return {"trainable": sizes[True], "frozen": sizes[False]}
+    return {"trainable": sizes[True], "frozen": sizes[False], "total": sum(sizes.values())}
+
+
+def trained_state(network: nn.Module) -> State:
+    """Copies of what training changes: parameters with a gradient, and BatchNorm's statistics."""
+    state = State()
+    for name, module in network.named_modules():
+        own = dict(module.named_parameters(name, recurse=False))
+        if any(parameter.requires_grad for parameter in own.values()):
+            own_state = {**own, **dict(module.named_buffers(name, recurse=False))}
+            state |= {key: tensor.detach().clone() for key, tensor in own_state.items()}
+    return state
 
 
 def parameter_groups(
-    network: nn.Module, head_lr: float, backbone_lr: float
+    network: nn.Module, head_lr: float, backbone_lr: float, lr_decay: float
 ) -> list[dict[str, object]]:
-    """The trainable parameters for the optimizer, each once: backbone and head apart."""
+    """The trainable parameters for the optimizer, each once: a group for each part and the head.
+
+    Learning rates fall with depth: that of the last part is `backbone_lr`, that of each part before
+    it `lr_decay` times that of the one after it (ULMFiT, Howard and Ruder, ACL 2018).
+    """
+    named = {name: p for name, p in network.named_parameters() if p.requires_grad}
     head = f"{head_name(network)}."
-    trainable = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for name, p in trainable if not name.startswith(head)], "lr": backbone_lr},
-        {"params": [p for name, p in trainable if name.startswith(head)], "lr": head_lr},
-    ]
+    groups: list[dict[str, object]] = []
+    for depth, names in enumerate(reversed(parts(network).values())):
+        rate = backbone_lr * lr_decay**depth
+        groups.insert(0, {"params": [named[n] for n in names if n in named], "lr": rate})
+    groups.append({"params": [named[n] for n in named if n.startswith(head)], "lr": head_lr})
     return [group for group in groups if group["params"]]
 
 

@@ -1,6 +1,5 @@
 """Files of weights, read as data and never as code."""
 
-import hashlib
 import pickle
 from pathlib import Path
 
@@ -66,9 +65,3 @@ def write_weights(path: Path, state: State) -> None:
     content = safetensors.torch.save({name: tensor.contiguous() for name, tensor in state.items()})
     with write_whole(path) as file:
         file.write(content)
-
-
-def sha256(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,162 @@
+"""What is fed to the part of the network that trains: photos, or features of a frozen prefix."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from stages.errors import UserError
+from stages.learning.augment import augment
+from stages.learning.device import Hardware, normalise
+from stages.learning.feature_store import FeatureStore
+from stages.learning.fingerprint import fingerprint
+from stages.learning.network import split
+from stages.params import TrainParams
+from stages.progress import progress
+
+CHUNK = 128
+"""Photos whose features are computed at once."""
+
+CODE = [
+    Path(__file__).parent / name for name in ("augment.py", "device.py", "inputs.py", "network.py")
+]
+"""What features depend on beside data and parameters."""
+
+
+@dataclass(frozen=True)
+class Photos:
+    """Crops (N x H x W x 3, uint8), their labels (N, int64), and the SHA-256 of the crops."""
+
+    pixels: Tensor
+    labels: Tensor
+    sha256: str
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Batches for a network of which a prefix may be frozen.
+
+    `plain` and `views` hold kept features (V x N x ...), channels last; None where there are none.
+    """
+
+    photos: Photos
+    params: TrainParams
+    hardware: Hardware
+    prefix: nn.Module | None
+    rest: nn.Module
+    plain: Tensor | None
+    views: Tensor | None
+
+    def augmented(self, rows: Tensor, generator: torch.Generator) -> Tensor:
+        """A batch for `forward`, augmented anew, or a view drawn for each photo."""
+        if self.views is None:
+            pixels = self.hardware.gather(self.photos.pixels, rows)
+            return augment(pixels, self.params, generator)
+        view = torch.randint(
+            len(self.views), (len(rows),), generator=generator, device=generator.device
+        )
+        return self._kept(self.views, view, rows)
+
+    def forward(self, batch: Tensor) -> Tensor:
+        """Logits (B x 18, float32) of a batch from `augmented`."""
+        with self.hardware.autocast():
+            if self.prefix is not None and self.views is None:
+                with torch.no_grad():
+                    batch = self.prefix(batch)
+            logits: Tensor = self.rest(batch)
+        return logits.float()
+
+    @torch.no_grad()
+    def predict(self, rows: Tensor) -> Tensor:
+        """Logits (R x 18, float32, on the CPU) of photos as they are, in evaluation mode."""
+        self.rest.eval()
+        logits = [torch.empty(0, 0)]
+        for chosen in rows.split(CHUNK):
+            with self.hardware.autocast():
+                if self.plain is not None:
+                    batch = self._kept(self.plain, torch.zeros_like(chosen), chosen)
+                else:
+                    batch = normalise(self.hardware.gather(self.photos.pixels, chosen))
+                    batch = batch if self.prefix is None else self.prefix(batch)
+                logits.append(self.rest(batch).float().cpu())
+        return torch.cat(logits[1:])
+
+    def _kept(self, features: Tensor, view: Tensor, rows: Tensor) -> Tensor:
+        place = view * len(self.photos) + rows
+        return self.hardware.gather(features.flatten(0, 1), place).movedim(-1, 1)
+
+
+def prepare(
+    network: nn.Module,
+    photos: Photos,
+    params: TrainParams,
+    hardware: Hardware,
+    store: FeatureStore,
+) -> Inputs:
+    """The inputs of a network that is frozen as wanted, features of its prefix kept in the store.
+
+    Raises:
+        UserError: if the store has no room for the cached views.
+        OSError: if the store cannot be written.
+    """
+    if all(parameter.requires_grad for parameter in network.parameters()):
+        return Inputs(photos, params, hardware, None, network, None, None)
+    prefix, rest = split(network)
+    prefix.eval()
+
+    def kept(views: int) -> Tensor | None:
+        return _keep_features(prefix, photos, params, hardware, store, views)
+
+    views = kept(params.cached_views) if params.cached_views else None
+    return Inputs(photos, params, hardware, prefix, rest, kept(0), views)
+
+
+def _keep_features(
+    prefix: nn.Module,
+    photos: Photos,
+    params: TrainParams,
+    hardware: Hardware,
+    store: FeatureStore,
+    views: int,
+) -> Tensor | None:
+    """Outputs of the prefix (V x N x ..., channels last) for `views` augmented views of all photos.
+
+    With 0 views, for the photos as they are (V = 1); None where the store has no room for those.
+    The views depend on the seed alone, not on the fold, so that all folds share them.
+    """
+    generator = torch.Generator(hardware.device)
+
+    def compute(rows: Tensor) -> Tensor:
+        pixels = hardware.gather(photos.pixels, rows)
+        images = augment(pixels, params, generator) if views else normalise(pixels)
+        with torch.no_grad(), hardware.autocast():
+            features: Tensor = prefix(images)
+        return features.to(hardware.dtype).movedim(1, -1)
+
+    def compute_all() -> Iterator[Tensor]:
+        generator.manual_seed(params.seed)
+        everything = torch.arange(len(photos), device=hardware.device)
+        chunks = list(everything.split(CHUNK)) * max(views, 1)
+        yield from map(compute, progress(chunks, len(chunks), "features: batches"))
+
+    one = compute(torch.zeros(1, dtype=torch.long, device=hardware.device))
+    shape = (max(views, 1), len(photos), *one.shape[1:])
+    augmentation = (params.seed, params.shift, params.flip, params.brightness, params.erasing)
+    facts = (photos.sha256, str(prefix), shape, augmentation if views else "as they are")
+    key = fingerprint(facts, prefix.state_dict(), CODE, hardware)
+    kept = store.get(key, shape, hardware.dtype, compute_all)
+    if kept is None:
+        if not views:
+            return None
+        size = math.prod(shape) * hardware.dtype.itemsize / 1e9
+        raise UserError(
+            f"train.cached_views: {views} views of {len(photos)} photos take {size:.1f} GB, more "
+            f"than train.cache_gb allows ({params.cache_gb:g}): take fewer views or raise it"
+        )
+    return hardware.hold(kept)

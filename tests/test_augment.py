@@ -1,0 +1,40 @@
+"""Augmentation: what it may change, by how much, and each photo by its own random numbers."""
+
+import torch
+from torch import Tensor
+
+from stages.learning import augment
+from tests.test_fit import SIDE, seeded
+
+
+def gradient(count: int = 4) -> Tensor:
+    """Photos whose columns tell their place."""
+    columns = torch.arange(SIDE, dtype=torch.uint8) * 10
+    return columns[None, None, :, None].expand(count, SIDE, SIDE, 3).contiguous()
+
+
+def test_flipping_always_mirrors_and_never_does_not() -> None:
+    pixels = gradient()
+    assert torch.equal(augment.shift_and_flip(pixels, 0, 0, seeded(0)), pixels)
+    assert torch.equal(augment.shift_and_flip(pixels, 0, 1, seeded(0)), pixels.flip(2))
+
+
+def test_a_shift_is_at_most_as_far_as_said_and_repeats_the_edge() -> None:
+    moved = augment.shift_and_flip(gradient(200), 0.125, 0, seeded(0))[:, 0, :, 0].int()
+    by = moved[:, 8] // 10 - 8
+    assert set(by.tolist()) == {-2, -1, 0, 1, 2}
+    assert set(moved[by == -2][:, :3].unique().tolist()) == {0}
+
+
+def test_brightness_stays_within_its_range_and_differs_by_photo() -> None:
+    bright = augment.brighten(torch.full((50, 2, 2, 3), 100, dtype=torch.uint8), 0.2, seeded(0))
+    assert 80 <= bright.min() < bright.max() <= 120
+    assert len(bright[:, 0, 0, 0].unique()) == 50
+
+
+def test_erasing_blanks_a_rectangle_or_none() -> None:
+    ones = torch.ones(100, 3, 20, 20)
+    assert torch.equal(augment.erase(ones.clone(), 0.0, seeded(0)), ones)
+    holes = (augment.erase(ones.clone(), 1.0, seeded(0)) == 0).float().mean(dim=(1, 2, 3))
+    assert (holes > 0).all()
+    assert (holes <= 0.25).all()

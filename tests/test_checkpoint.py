@@ -1,0 +1,58 @@
+"""Checkpoints: they come back whole, and only to the run that wrote them."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from stages.errors import UserError
+from stages.learning.checkpoint import Checkpoint
+
+CPU = torch.device("cpu")
+CONTENT = {"network": {"fc.bias": torch.arange(3.0)}, "history": [{"loss": 0.1}], "best": [1, 2]}
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "checkpoints" / "fold0.checkpoint"
+
+
+def test_a_checkpoint_comes_back_and_goes_when_the_run_is_over(path: Path) -> None:
+    checkpoint = Checkpoint(path, "f")
+    assert checkpoint.load(CPU) is None
+    checkpoint.save(CONTENT)
+    loaded = checkpoint.load(CPU)
+    assert loaded is not None
+    assert torch.equal(loaded["network"]["fc.bias"], torch.arange(3.0))
+    assert loaded["history"] == [{"loss": 0.1}]
+    checkpoint.delete()
+    assert checkpoint.load(CPU) is None
+    assert not list(path.parent.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [("cut", "is damaged"), ("flipped", "is damaged"), ("foreign", "is of other code, data or")],
+)
+def test_a_damaged_or_foreign_checkpoint_is_set_aside_with_a_line(
+    path: Path, capsys: pytest.CaptureFixture[str], damage: str, said: str
+) -> None:
+    Checkpoint(path, "f").save(CONTENT)
+    content = bytearray(path.read_bytes())
+    if damage == "flipped":
+        content[len(content) // 2] ^= 1
+    path.write_bytes(content[:-5] if damage == "cut" else content)
+    assert Checkpoint(path, "other" if damage == "foreign" else "f").load(CPU) is None
+    (line,) = capsys.readouterr().out.splitlines()
+    assert said in line
+    assert "set aside as fold0.aside" in line
+    assert [file.name for file in path.parent.iterdir()] == ["fold0.aside"]
+
+
+def test_a_fold_is_trained_by_one_process_at_a_time(path: Path) -> None:
+    with (
+        Checkpoint(path, "f").alone(),
+        pytest.raises(UserError, match="another process is training this fold"),
+        Checkpoint(path, "f").alone(),
+    ):
+        pass
