@@ -209,22 +209,48 @@ def test_an_error_is_one_line_and_keeps_the_earlier_results(project: Project) ->
     assert project.repro() == set()
 
 
-def test_a_killed_run_leaves_no_half_file_and_keeps_finished_folds(project: Project) -> None:
-    project.set(train={"epochs": 30, "patience": 30, "seed": 8, "freeze": "layer4"})
+def kill_when(project: Project, start: str, seconds: float) -> list[str]:
+    """Reproduce, `kill -9` all of it so long after a line; the epochs that were finished."""
+    finished = []
     with subprocess.Popen(
-        ["dvc", "repro"], cwd=project.folder, env=ENVIRONMENT, text=True,
+        ["dvc", "repro", "--no-run-cache"],
+        cwd=project.folder, env=ENVIRONMENT, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
     ) as process:  # fmt: skip
         assert process.stdout is not None
         for line in process.stdout:
-            if line.startswith("fold 1 epoch 1/"):
+            finished += re.findall(r"^fold \d epoch \d", line)
+            if line.startswith(start):
+                time.sleep(seconds)
                 os.killpg(process.pid, signal.SIGKILL)
-                break
+                finished += re.findall(r"^fold \d epoch \d", process.stdout.read(), re.M)
+    return finished
+
+
+@pytest.mark.parametrize(
+    ("start", "seconds"),
+    [
+        ("fold 0 epoch 1/", 0.0),
+        ("fold 0 epoch 2/", 0.3),
+        ("fold 0 epoch 3/", 0.0),
+        ("fold 1 epoch 1/", 0.1),
+    ],
+)
+def test_a_killed_run_goes_on_where_it_was_to_the_same_bytes(
+    project: Project, start: str, seconds: float
+) -> None:
+    project.set(train={"epochs": 3, "freeze": "layer2"})
+    project.repro()
+    expected = project.checksums(), (project.folder / "metrics.json").read_bytes()
+    project.run("git", "checkout", "-q", "dvc.lock")  # DVC forgets that it has the results
     results = project.folder / "data/train"
-    assert (results / "fold0/network.safetensors").exists()
+    shutil.rmtree(results)
+    before = kill_when(project, start, seconds)
     assert not (results / "fold1/network.safetensors").exists()
-    ran = project.repro()
-    assert "train@1" in ran
-    assert "train@0" not in ran
+    output = project.run("dvc", "repro", "--no-run-cache")
+    after = re.findall(r"^fold \d epoch \d", output, re.M)
+    assert sorted(before + after) == [f"fold {f} epoch {e}" for f in (0, 1) for e in (1, 2, 3)]
+    assert (project.checksums(), (project.folder / "metrics.json").read_bytes()) == expected
+    assert not list((project.folder / ".cache/checkpoints").glob("*.checkpoint"))
     project.run("git", "checkout", "-q", ".")
     project.run("dvc", "checkout")
