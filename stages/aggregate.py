@@ -20,7 +20,7 @@ from stages.errors import UserError
 from stages.files import write_json, write_table
 from stages.params import AggregateParams, read_params
 from stages.photos.labels import CLASSES, class_names
-from stages.photos.tables import PROBABILITIES, read_stage_table, read_text_table, row_of
+from stages.photos.tables import PROBABILITIES, read_stage_table, read_text_table
 from stages.scoring.metrics import (
     SCORES,
     Counts,
@@ -96,23 +96,24 @@ def score_evaluation(probabilities: Path, answers: Path) -> dict[str, float]:
     """Scores on the evaluation photos, where the table of answers has any; else nothing.
 
     Raises:
-        UserError: if an answer is no class, or the photos are not those that were predicted.
+        UserError: naming the row of an answer that is no class, or whose photo is not among those
+            that were predicted or has an answer above.
     """
     given = read_text_table(answers, ["ImageID", "ans"])
     if given.empty:
         return {}
-    for index, answer in given["ans"].items():
+    for row, answer in given["ans"].items():
         if not answer.isdecimal() or int(answer) >= CLASSES:
-            raise UserError(
-                f"{answers}, row {row_of(index)}: ans {answer!r} is not a class from 0 to 17"
-            )
+            raise UserError(f"{answers}, row {row}: ans {answer!r} is not a class from 0 to 17")
     predicted = read_stage_table(probabilities).set_index("photo")[PROBABILITIES]
-    unknown = set(given["ImageID"]) ^ set(predicted.index)
-    if unknown or given["ImageID"].duplicated().any():
-        first = min(unknown, default=given["ImageID"][given["ImageID"].duplicated()].min())
-        raise UserError(
-            f"{answers} does not answer for the photos of info.csv, each once: first {first}"
-        )
+    for row, photo in given["ImageID"].items():
+        if photo not in predicted.index:
+            raise UserError(f"{answers}, row {row}: info.csv has no photo {photo!r}")
+    for row, again in given["ImageID"].duplicated().items():
+        if again:
+            raise UserError(f"{answers}, row {row}: its photo has a row above: keep one")
+    if len(given) < len(predicted):
+        print(f"aggregate: {answers} has answers for {len(given)} of {len(predicted)} photos")
     chosen = predicted.loc[given["ImageID"]].to_numpy().argmax(axis=1)
     counts = _confusion(given["ans"].astype(int), pd.Series(chosen))
     return {name: float(score(counts)) for name, score in SCORES.items()}

@@ -14,6 +14,7 @@ The folder that `path` in train.csv names is the one key of a person. Photos are
 """
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -29,8 +30,11 @@ from stages.params import CleanParams, read_params
 from stages.photos.corrections import apply_corrections, read_corrections
 from stages.photos.labels import GENDERS, MASK_OF_PHOTO, OLDEST, encode
 from stages.photos.opening import SUFFIXES, BadPhotoError, open_photo
-from stages.photos.tables import read_text_table, row_of
+from stages.photos.tables import read_text_table
 from stages.progress import progress
+
+AGE = re.compile(r"\d{1,3}(\.0)?", re.ASCII)
+"""A whole number of years, also as spreadsheets and pandas write those."""
 
 NOT_A_PHOTO = "not one of the seven photos"
 
@@ -54,24 +58,20 @@ def read_people(table: Path) -> pd.DataFrame:
     if people.empty:
         raise UserError(f"{table} has no row below its header: add one for each person")
     first_row: dict[str, int] = {}
-    for index, person in people.iterrows():
-        row, path = row_of(index), person["path"]
+    for row, (gender, age, path) in zip(people.index, people.to_numpy(), strict=True):
         if path in first_row:
             raise UserError(
                 f"{table}, row {row}: path {path!r} is already that of row {first_row[path]}: "
                 "a person has one row"
             )
         first_row[path] = row
-        if person["gender"] not in GENDERS:
+        if gender not in GENDERS:
             raise UserError(
-                f"{table}, row {row}: gender {person['gender']!r} is not known: "
-                f"write {' or '.join(GENDERS)}"
+                f"{table}, row {row}: gender {gender!r} is not known: write {' or '.join(GENDERS)}"
             )
-        age = person["age"].removesuffix(".0")  # as spreadsheets and pandas write whole numbers
-        if not age.isdecimal() or int(age) > OLDEST:
+        if not AGE.fullmatch(age) or float(age) > OLDEST:
             raise UserError(
-                f"{table}, row {row}: age {person['age']!r} is not a whole number of years "
-                f"from 0 to {OLDEST}"
+                f"{table}, row {row}: age {age!r} is not a whole number of years from 0 to {OLDEST}"
             )
     return people.assign(age=people["age"].astype(float).astype(int))
 
@@ -80,15 +80,17 @@ def inside(folder: Path, name: str, where: str) -> Path:
     """`folder / name`, where name is the plain name of something that lies in the folder itself.
 
     Raises:
-        UserError: if the name is empty or hidden, has folders in it, or is a link out of `folder`.
+        UserError: if the name is empty, hidden or too long, has folders in it, or is a link, which
+            could lead out of the folder or to another person.
     """
     path = folder / name
-    if not name or name.startswith(".") or name != Path(name).name or "\\" in name:
+    plain = 0 < len(os.fsencode(name)) < 256 and name == Path(name).name and "\\" not in name
+    if not plain or name.startswith("."):
         raise UserError(
             f"{where}: {name!r} must be the plain, visible name of something in {folder}"
         )
-    if path.is_symlink() and path.resolve().parent != folder.resolve():
-        raise UserError(f"{where}: {path} is a link out of the data folder: copy the file there")
+    if path.is_symlink():
+        raise UserError(f"{where}: {path} is a link: put what it leads to in its place")
     return path
 
 
@@ -102,38 +104,39 @@ def list_photos(people: pd.DataFrame, train: Path) -> tuple[pd.DataFrame, list[R
         UserError: if a folder or a photo is missing, a photo is there twice, or a path leads out.
     """
     images, rows, rejected = train / "images", list[dict[str, Any]](), list[Rejected]()
-    for index, person in people.iterrows():
-        where = f"{train / 'train.csv'}, row {row_of(index)}"
-        folder = inside(images, person["path"], where)
+    for row, (gender, age, person) in zip(people.index, people.to_numpy(), strict=True):
+        where = f"{train / 'train.csv'}, row {row}"
+        folder = inside(images, person, where)
         if not folder.is_dir():
             raise UserError(f"{where}: there is no folder {folder}: add it, or take the row out")
         found: dict[str, str] = {}
         for name in visible(folder):
             stem = Path(name).stem.lower()
             if stem not in MASK_OF_PHOTO or Path(name).suffix.lower() not in SUFFIXES:
-                rejected.append(Rejected("train", person["path"], name, NOT_A_PHOTO))
+                rejected.append(Rejected("train", person, name, NOT_A_PHOTO))
             elif stem in found:
                 raise UserError(
                     f"{folder} has {found[stem]} and {name}: a person has one {stem}; "
                     "take one of them out"
                 )
             else:
-                inside(folder, name, str(folder))
+                if not inside(folder, name, str(folder)).is_file():
+                    raise UserError(f"{folder / name} is no file: put the photo in its place")
                 found[stem] = name
         for stem, mask in MASK_OF_PHOTO.items():
             if stem not in found:
                 raise UserError(
                     f"{folder} has no {stem} (with {', '.join(SUFFIXES)}): add it, or take "
-                    f"row {row_of(index)} out of {train / 'train.csv'}"
+                    f"row {row} out of {train / 'train.csv'}"
                 )
             rows.append(
                 {
-                    "person": person["path"],
+                    "person": person,
                     "photo": found[stem],
                     "path": (folder / found[stem]).as_posix(),
                     "mask": mask,
-                    "gender": person["gender"],
-                    "age": person["age"],
+                    "gender": gender,
+                    "age": age,
                 }
             )
     named = set(people["path"])
@@ -158,12 +161,12 @@ def list_evaluation(evaluation: Path) -> pd.DataFrame:
     """
     table = evaluation / "info.csv"
     names = read_text_table(table, ["ImageID"])["ImageID"]
-    for index, again in names.duplicated().items():
+    for row, again in names.duplicated().items():
         if again:
-            raise UserError(f"{table}, row {row_of(index)}: its photo has a row above: keep one")
+            raise UserError(f"{table}, row {row}: its photo has a row above: keep one")
     paths = []
-    for index, name in names.items():
-        where = f"{table}, row {row_of(index)}"
+    for row, name in names.items():
+        where = f"{table}, row {row}"
         path = inside(evaluation / "images", name, where)
         if not path.is_file():
             raise UserError(f"{where}: there is no photo {path}: add it, or take the row out")
@@ -213,7 +216,9 @@ def main(train: Path, evaluation: Path, corrections: Path, out: Path) -> None:
     reasons = reasons_to_reject(corrected, "the training set", params.clean)
     evaluation_reasons = reasons_to_reject(asked, "the evaluation set", params.clean)
 
-    photos = corrected[[not reason for reason in reasons]]
+    photos = corrected[[not reason for reason in reasons]] if reasons else corrected
+    if photos.empty:
+        raise UserError(f"no photo of {train} is left: all are dropped or cannot be used")
     labels = [
         encode(mask, gender, age, params.labels.age_edges)
         for mask, gender, age in photos[["mask", "gender", "age"]].itertuples(index=False)

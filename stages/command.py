@@ -1,10 +1,11 @@
-"""What every stage's command line shares: errors in one line."""
+"""What the stages' command lines share: errors in one line, and a warning."""
 
 import errno
 import functools
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import typer
 
@@ -42,8 +43,20 @@ def stage_command(main: Callable[..., None]) -> typer.Typer:
     return app
 
 
+def warn_if_outside(path: Path, folder: Path, key: str) -> None:
+    """Say so where the file that a knob names is not in the folder that the stage depends on."""
+    if not path.resolve().is_relative_to(folder.resolve()):
+        print(
+            f"warning: {key}: {path} is outside of {folder}: DVC will not see when it changes",
+            file=sys.stderr,
+        )
+
+
 def _stop(message: str) -> None:
     print(f"error: {message}", file=sys.stderr)
     if "DVC_STAGE" in os.environ:
-        print("earlier results are kept: `dvc checkout` brings them back", file=sys.stderr)
+        print(
+            "what earlier runs made is in DVC's cache: `dvc checkout` brings it back",
+            file=sys.stderr,
+        )
     raise typer.Exit(1)

@@ -1,6 +1,6 @@
 """Crop: the face and what is around it, cut the same way for training and for evaluation.
 
-    python -m stages.crop data/clean data/crop
+    python -m stages.crop data/clean data/detectors data/crop
 
 Writes to the output folder:
 
@@ -23,7 +23,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
 
-from stages.command import stage_command
+from stages.command import stage_command, warn_if_outside
 from stages.faces.boxes import Boxes, Way, fill_boxes, median_box, square
 from stages.faces.contact_sheet import draw_contact_sheet
 from stages.faces.detect import find_face, load_detector
@@ -38,23 +38,28 @@ from stages.progress import progress
 BOX = ["left", "top", "width", "height"]
 
 
-def crop_set(
-    name: str, photos: pd.DataFrame, of_all: Boxes | None, params: CropParams, out: Path
-) -> tuple[pd.DataFrame, Boxes | None]:
-    """Find the faces of a set of photos and write `NAME.npy` and `NAME.csv` to `out`.
+Faces = tuple[Boxes, NDArray[np.float64]]
+"""Relative boxes (N x 4, NaN where no face was found) and confidences (N)."""
 
-    Both sets go through here; they differ in their photos and in `of_all` alone.
+
+def crop_set(
+    name: str,
+    photos: pd.DataFrame,
+    faces: Faces,
+    of_all: Boxes | None,
+    params: CropParams,
+    out: Path,
+) -> pd.DataFrame:
+    """Cut a set of photos and write `NAME.npy` and `NAME.csv` to `out`; the table of boxes.
+
+    Both sets go through here; they differ in their photos and faces alone.
 
     Args:
         photos: photo, path, and person ("" where it is not known).
-        of_all: the box for a photo without a face; None: the median of this set's own.
-
-    Returns:
-        The table of boxes, and the box that stood for those of which none is known.
+        of_all: the median box of the training photos, or None if no face was found in any.
     """
-    boxes, confidence = find_faces(name, photos["path"].to_list(), params)
-    of_all = median_box(boxes) if of_all is None else of_all
-    boxes, ways = fill_boxes(boxes, photos["person"].to_list(), of_all)
+    found, confidence = faces
+    boxes, ways = fill_boxes(found, photos["person"].to_list(), of_all)
     table = pd.concat(
         [
             photos[["person", "photo"]].reset_index(drop=True),
@@ -66,16 +71,11 @@ def crop_set(
     crops = cut_all(name, photos["path"].to_list(), boxes, params)
     write_packed(out / f"{name}.npy", crops, len(photos), params.size)
     write_table(out / f"{name}.csv", table, float_format="%.5f")
-    return table, of_all
+    return table
 
 
-def find_faces(
-    name: str, paths: Sequence[str], params: CropParams
-) -> tuple[Boxes, NDArray[np.float64]]:
-    """Relative boxes (N x 4, NaN where no face was found) and confidences (N), on all cores."""
-    load_detector(
-        params.detector, params.yunet_model
-    )  # an unusable detector ends here, in one line
+def find_faces(name: str, paths: Sequence[str], params: CropParams) -> Faces:
+    """Look for the face in each photo, on all cores."""
     find = partial(_find_in, params=params)
     with ProcessPoolExecutor() as pool:
         found = pool.map(find, paths, chunksize=16)
@@ -121,15 +121,24 @@ def count_ways(table: pd.DataFrame) -> dict[str, Any]:
 
 
 @stage_command
-def main(clean: Path, out: Path) -> None:
-    """Cut the faces of the photos in the tables of CLEAN, and pack them in OUT."""
+def main(clean: Path, detectors: Path, out: Path) -> None:
+    """Cut the faces of the photos in the tables of CLEAN, and pack them in OUT.
+
+    Models of detectors belong in DETECTORS.
+    """
     params = read_params()
     photos = read_stage_table(clean / "photos.csv")
     asked = read_stage_table(clean / "evaluation.csv")
     evaluation = asked[asked["rejected"] == ""].assign(person="")
 
-    found, of_all = crop_set("train", photos, None, params.crop, out)
-    found_eval, _ = crop_set("evaluation", evaluation, of_all, params.crop, out)
+    if params.crop.detector == "yunet":
+        warn_if_outside(Path(params.crop.yunet_model), detectors, "crop.yunet_model")
+    load_detector(params.crop.detector, params.crop.yunet_model)  # an unusable one ends here
+    faces = find_faces("train", photos["path"].to_list(), params.crop)
+    faces_eval = find_faces("evaluation", evaluation["path"].to_list(), params.crop)
+    of_all = median_box(faces[0])
+    found = crop_set("train", photos, faces, of_all, params.crop, out)
+    found_eval = crop_set("evaluation", evaluation, faces_eval, of_all, params.crop, out)
 
     write_json(out / "fallback.json", {"box": None if of_all is None else of_all.tolist()})
     with write_whole(out / "contact_sheet.png") as file:

@@ -36,6 +36,8 @@ def write_whole(path: Path) -> Iterator[BufferedRandom]:
             os.fsync(file.fileno())
         partial.replace(path)
     except OSError as error:
+        if error.filename is not None:
+            raise
         # A failed write does not say to which file; whoever reads the message needs to know.
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
@@ -78,7 +80,13 @@ def read_sealed(path: Path) -> Iterator[BinaryIO | None]:
 def write_table(path: Path, table: pd.DataFrame, float_format: str | None = None) -> None:
     """Write a table as CSV, without its index, with `\\n` line ends on every system."""
     with write_whole(path) as file:
-        table.to_csv(file, index=False, lineterminator="\n", float_format=float_format)
+        table.to_csv(
+            file,
+            index=False,
+            lineterminator="\n",
+            float_format=float_format,
+            errors="backslashreplace",  # a name from a disk may be in no encoding at all
+        )
 
 
 def write_json(path: Path, content: dict[str, Any], digits: int = 6) -> None:

@@ -103,7 +103,8 @@ def check_gate(photos: pd.DataFrame, params: FoldParams, names: list[str]) -> di
         raise UserError(f"{shared} people are in two folds, first {folds_of_person.idxmax()}")
     labels, folds = photos["label"].to_numpy(), photos["fold"].to_numpy()
     table = class_counts(labels, folds, count)
-    for fold, label in np.argwhere(table == 0):
+    if (table == 0).any():
+        fold, label = np.argwhere(table == 0)[0]
         people = photos.loc[photos["label"] == label, "person"].nunique()
         raise UserError(
             f"fold {fold} has no photo of class {label} ({names[label]}), which {people} people "

@@ -26,8 +26,8 @@ Model = Literal[
 Detector = Literal["yuface", "haar", "yunet", "none"]
 Device = Literal["auto", "cuda", "cpu"]
 
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
-Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+Count = Annotated[int, Field(ge=1, lt=2**31)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -114,7 +114,7 @@ class TrainParams(Section):
     epochs: Count
     patience: Count
     stop_on: Literal["loss", "macro_f1"]
-    batch_size: Count
+    batch_size: Annotated[int, Field(ge=2, le=65_536)]  # BatchNorm needs two
     micro_batch: MicroBatch
     optimizer: Literal["adamw", "sgd"]
     head_lr: Rate
@@ -133,7 +133,7 @@ class TrainParams(Section):
 
 
 class AggregateParams(Section):
-    bootstrap: Annotated[int, Field(ge=100)]
+    bootstrap: Annotated[int, Field(ge=100, le=100_000)]
     seed: Seed
 
 
@@ -186,6 +186,9 @@ def _explain(path: Path, content: object, error: ValidationError) -> list[str]:
                 lines.append(f"{path}: {key} is not known; the keys there are {known}")
             case "missing":
                 lines.append(f"{path}: {key} is missing: add it")
+            case "model_type":
+                what = "its keys belong below it, one a line"
+                lines.append(f"{path}: {key}: {what} (is {_shown(problem['input'])})")
             case _:
                 what = problem["msg"].removeprefix("Value error, ")
                 what = what[0].lower() + what[1:]

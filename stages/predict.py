@@ -24,7 +24,7 @@ from stages.params import Params, read_params
 from stages.photos.packed import read_packed
 from stages.photos.tables import PROBABILITIES, probability_table, read_stage_table
 from stages.progress import progress
-from stages.scoring.out_of_fold import fold_folders
+from stages.scoring.out_of_fold import fold_folders, remove_stale_folds
 
 Probabilities = NDArray[np.float32]
 
@@ -62,6 +62,7 @@ def main(
     readable = (asked["rejected"] == "").to_numpy()
     labels = read_stage_table(folds)["label"]
 
+    remove_stale_folds(results, params.folds.index)
     networks = [
         folder / "network.safetensors" for folder in fold_folders(results, params.folds.index)
     ]

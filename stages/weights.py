@@ -7,14 +7,16 @@ Reads a file in the folder of pretrained weights where `weights.source` names on
 (model, source, sha256).
 """
 
+import pickle
 import sys
+from http.client import HTTPException
 from pathlib import Path
 from urllib.error import URLError
 
 import torch
 import torchvision
 
-from stages.command import stage_command
+from stages.command import stage_command, warn_if_outside
 from stages.errors import UserError
 from stages.files import sha256, write_json
 from stages.learning.network import State, build, fit_state
@@ -29,10 +31,15 @@ def imagenet(model: str) -> State:
         UserError: if they are not there and cannot be downloaded.
     """
     weights = torchvision.models.get_model_weights(model).DEFAULT
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
     try:
         state: State = weights.get_state_dict(progress=sys.stderr.isatty(), check_hash=True)
-    except (URLError, ConnectionError, TimeoutError) as error:
-        cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
+    except (RuntimeError, EOFError, pickle.UnpicklingError):  # also: not of the hash in its name
+        raise UserError(
+            f"weights.source: imagenet: what was downloaded from {weights.url} is damaged: delete "
+            f"{cached}, if it is there, and run again"
+        ) from None
+    except (URLError, HTTPException, ConnectionError, TimeoutError) as error:
         raise UserError(
             f"weights.source: imagenet cannot be downloaded ({getattr(error, 'reason', error)}): "
             f"fetch {weights.url} where there is internet and put it at {cached}"
@@ -64,14 +71,8 @@ def main(folder: Path, out: Path) -> None:
     """Write the state to start from to OUT; files of weights belong in FOLDER."""
     params = read_params()
     source = params.weights.source
-    if source not in ("none", "imagenet") and not Path(source).resolve().is_relative_to(
-        folder.resolve()
-    ):
-        print(
-            f"warning: weights.source: {source} is outside of {folder}: DVC will not see when it "
-            "changes",
-            file=sys.stderr,
-        )
+    if source not in ("none", "imagenet"):
+        warn_if_outside(Path(source), folder, "weights.source")
     state, digest = initial_state(params.weights, params.crop.size)
     write_weights(out / "initial.safetensors", state)
     numbers = sum(tensor.numel() for tensor in state.values())

@@ -14,7 +14,7 @@ from stages.learning.network import build
 from stages.learning.weight_files import write_weights
 from stages.photos.packed import write_packed
 from stages.photos.tables import PROBABILITIES
-from stages.scoring.out_of_fold import fold_folders
+from stages.scoring.out_of_fold import remove_stale_folds
 from tests.conftest import Change, Run
 
 SIDE = 32
@@ -98,13 +98,19 @@ def test_without_answers_there_is_no_evaluation_score(run: Run) -> None:
 
 
 @pytest.mark.usefixtures("two_folds")
+def test_answers_to_some_photos_score_those(run: Run) -> None:
+    Path("answers.csv").write_text("ImageID,ans\nb.jpg,4\n")
+    assert "answers.csv has answers for 1 of 2 photos" in score(run)
+    assert json.loads(Path("metrics.json").read_text())["evaluation"]["accuracy"] in (0, 1)
+
+
+@pytest.mark.usefixtures("two_folds")
 @pytest.mark.parametrize(
     ("answers", "message"),
     [
         ("a.jpg,4\nb.jpg,18\n", "row 3: ans '18' is not a class"),
-        ("a.jpg,4\n", "first b.jpg"),
-        ("a.jpg,4\nb.jpg,4\nc.jpg,4\n", "first c.jpg"),
-        ("a.jpg,4\nb.jpg,4\na.jpg,4\n", "first a.jpg"),
+        ("a.jpg,4\nb.jpg,4\nc.jpg,4\n", "row 4: info.csv has no photo 'c.jpg'"),
+        ("a.jpg,4\nb.jpg,4\na.jpg,4\n", "row 4: its photo has a row above"),
     ],
 )
 def test_answers_that_do_not_fit_stop_the_run(run: Run, answers: str, message: str) -> None:
@@ -129,9 +135,11 @@ def test_show_without_scores_says_what_makes_them(run: Run) -> None:
 def test_folders_of_folds_that_are_gone_are_deleted(tmp_path: Path) -> None:
     for fold in range(4):
         (tmp_path / f"fold{fold}").mkdir()
-    (tmp_path / "notes.txt").write_text("not a fold")
-    assert fold_folders(tmp_path, [0, 1]) == [tmp_path / "fold0", tmp_path / "fold1"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["fold0", "fold1", "notes.txt"]
+    (tmp_path / "fold_notes.txt").write_text("not a fold")
+    (tmp_path / "fold0_before").mkdir()
+    remove_stale_folds(tmp_path, [0, 1])
+    kept = ["fold0", "fold0_before", "fold1", "fold_notes.txt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == kept
 
 
 def test_predictions_are_the_folds_mean_in_the_order_of_info(run: Run, change: Change) -> None:

@@ -113,6 +113,12 @@ def test_endings_and_case_do_not_matter(clean_raw: Clean, name: str) -> None:
     assert name in photos()["photo"].to_list()
 
 
+def test_a_name_in_no_encoding_is_listed_all_the_same(clean_raw: Clean) -> None:
+    (FOLDER / os.fsdecode(b"\xc1\xa4.txt")).write_text("hello")
+    clean_raw()
+    assert [photo for _, _, photo, _ in rejected()] == ["\\udcc1\\udca4.txt"]
+
+
 def test_what_is_no_photo_and_who_has_no_row_is_listed(clean_raw: Clean) -> None:
     (FOLDER / "notes.txt").write_text("hello")
     (FOLDER.parent / "nobody").mkdir()
@@ -181,6 +187,11 @@ def test_a_bomb_is_rejected_by_its_size(clean_raw: Clean, change: Change) -> Non
         (",3_male_Any_60", ",/etc", "row 4: '/etc' must be the plain, visible name"),
         (",3_male_Any_60", ",", "row 4: '' must be the plain, visible name"),
         (",3_male_Any_60", ",.hidden", "row 4: '.hidden' must be"),
+        (",3_male_Any_60", f",{'x' * 300}", "must be the plain, visible name"),
+        (",60,", f",{'9' * 5000},", "is not a whole number of years from 0 to 120"),
+        (",60,", ",٦٠,", "row 4: age '٦٠' is not a whole number"),
+        (",3_male_Any_60", ",3_male_Any_60,more", "row 4: it has more cells than the header"),
+        (",race,", ",path ,", "train.csv has more than one column 'path'"),
     ],
 )
 def test_a_wrong_row_of_train_csv_is_named(
@@ -193,6 +204,12 @@ def test_a_wrong_row_of_train_csv_is_named(
     assert not Path("out").exists()
 
 
+def test_rows_are_counted_as_an_editor_counts_lines(clean_raw: Clean) -> None:
+    edit(TABLE, "000001,female,Any", '000001,female,"Any\nthing"')
+    edit(TABLE, "3,male,", "\n3,man,")
+    assert "row 6: gender 'man' is not known" in clean_raw(code=1)
+
+
 def test_a_missing_or_empty_train_csv_is_named(clean_raw: Clean) -> None:
     TABLE.write_text("id,gender,race,age,path\n")
     assert "raw/train/train.csv has no row below its header" in clean_raw(code=1)
@@ -202,10 +219,14 @@ def test_a_missing_or_empty_train_csv_is_named(clean_raw: Clean) -> None:
     assert "raw/train/train.csv is not in UTF-8" in clean_raw(code=1)
     TABLE.unlink()
     assert "raw/train/train.csv is missing" in clean_raw(code=1)
+    TABLE.mkdir()
+    assert "raw/train/train.csv is no file" in clean_raw(code=1)
 
 
 def test_a_spreadsheets_train_csv_is_fine(clean_raw: Clean) -> None:
-    TABLE.write_bytes(b"\xef\xbb\xbf" + TABLE.read_text().replace("\n", "\r\n").encode() + b"\r\n")
+    TABLE.write_bytes(
+        b"\xef\xbb\xbf" + TABLE.read_text().replace("\n", ",,\r\n").encode() + b"\r\n"
+    )
     clean_raw()
     assert len(photos()) == 21
 
@@ -218,15 +239,22 @@ def test_a_missing_or_doubled_photo_is_named(clean_raw: Clean) -> None:
     assert f"{FOLDER} has no mask1 (with .jpg, .jpeg, .png)" in clean_raw(code=1)
 
 
-def test_links_out_of_the_data_folder_are_refused(clean_raw: Clean, tmp_path: Path) -> None:
+def test_links_are_refused(clean_raw: Clean, tmp_path: Path) -> None:
     (FOLDER / "mask1.jpg").rename(tmp_path / "elsewhere.jpg")
     (FOLDER / "mask1.jpg").symlink_to(tmp_path / "elsewhere.jpg")
-    assert f"{FOLDER}/mask1.jpg is a link out of the data folder" in clean_raw(code=1)
+    assert f"{FOLDER}/mask1.jpg is a link: put what it leads to" in clean_raw(code=1)
     (FOLDER / "mask1.jpg").unlink()
     (tmp_path / "elsewhere.jpg").rename(FOLDER / "mask1.jpg")
     FOLDER.rename(tmp_path / "elsewhere")
-    FOLDER.symlink_to(tmp_path / "elsewhere")
-    assert f"{FOLDER} is a link out of the data folder" in clean_raw(code=1)
+    for target in (tmp_path / "elsewhere", FOLDER.parent / "3_male_Any_60", FOLDER, tmp_path / "x"):
+        FOLDER.unlink(missing_ok=True)
+        FOLDER.symlink_to(target)
+        assert f"{FOLDER} is a link: put what it leads to" in clean_raw(code=1)
+    FOLDER.unlink()
+    (tmp_path / "elsewhere").rename(FOLDER)
+    (FOLDER / "mask1.jpg").unlink()
+    (FOLDER / "mask1.jpg").mkdir()
+    assert f"{FOLDER}/mask1.jpg is no file" in clean_raw(code=1)
 
 
 @pytest.mark.parametrize(
@@ -275,6 +303,17 @@ def test_two_rows_swap_two_photos(clean_raw: Clean) -> None:
     clean_raw()
     of_person = photos()[photos()["person"] == PERSON].set_index("photo")["label"]
     assert (of_person["normal.jpg"], of_person["incorrect_mask.jpg"]) == (9, 15)
+
+
+def test_a_comma_in_a_reason_is_named_where_it_is_not_quoted(clean_raw: Clean) -> None:
+    correct(f"{PERSON},mask1.jpg,drop,,,blurred, twice")
+    assert "corrections.csv, row 2: it has more cells than the header" in clean_raw(code=1)
+
+
+def test_dropping_everybody_is_said(clean_raw: Clean) -> None:
+    people = sorted(path.name for path in FOLDER.parent.iterdir())
+    correct(*(f"{person},,drop,,,x" for person in people))
+    assert "no photo of raw/train is left" in clean_raw(code=1)
 
 
 def test_a_dropped_person_is_gone(clean_raw: Clean) -> None:

@@ -39,7 +39,7 @@ def test_evaluation_photos_are_cut_as_training_photos_are(
         shutil.copy(portrait, path)
     change("crop.size", 32)
     run(clean.main, "raw/train", "raw/eval", "raw/corrections.csv", "clean")
-    run(crop.main, "clean", "crop")
+    run(crop.main, "clean", "data/detectors", "crop")
     train, evaluation = (pd.read_csv(f"crop/{name}.csv") for name in ("train", "evaluation"))
     here = train.index[(train["person"] == person) & (train["photo"] == "normal.jpg")][0]
     there = evaluation.index[evaluation["photo"] == "a.jpg"][0]
@@ -51,7 +51,7 @@ def test_evaluation_photos_are_cut_as_training_photos_are(
 
 def test_what_is_packed_is_what_the_tables_say(cleaned: Path, run: Run, change: Change) -> None:
     change("crop.detector", "none")
-    run(crop.main, "clean", "crop")
+    run(crop.main, "clean", "data/detectors", "crop")
     pixels = np.load("crop/train.npy", mmap_mode="r")
     assert (pixels.shape, pixels.dtype) == ((21, 16, 16, 3), np.uint8)
     assert np.load("crop/evaluation.npy").shape == (2, 16, 16, 3)
@@ -73,7 +73,7 @@ def test_a_face_not_found_takes_the_box_of_the_person_then_of_all(
     shutil.copy(portrait, raw / "train/images/000001_female_Any_25/normal.jpg")
     change("crop.size", 16)
     run(clean.main, "raw/train", "raw/eval", "raw/corrections.csv", "clean")
-    run(crop.main, "clean", "crop")
+    run(crop.main, "clean", "data/detectors", "crop")
     boxes = pd.read_csv("crop/train.csv", index_col="person")
     assert boxes.loc["000001_female_Any_25", "way"].value_counts().to_dict() == {
         "person": 6,
@@ -86,10 +86,21 @@ def test_a_face_not_found_takes_the_box_of_the_person_then_of_all(
     assert stood_in.iloc[0].to_list() == pytest.approx(fallback, abs=1e-4)
 
 
+def test_without_a_face_in_training_evaluation_takes_the_middle(
+    raw: Path, portrait: Path, run: Run, change: Change
+) -> None:
+    shutil.copy(portrait, raw / "eval/images/a.jpg")
+    change("crop.size", 16)
+    run(clean.main, "raw/train", "raw/eval", "raw/corrections.csv", "clean")
+    run(crop.main, "clean", "data/detectors", "crop")
+    ways = pd.read_csv("crop/evaluation.csv", index_col="photo")["way"].to_dict()
+    assert ways == {"a.jpg": "detected", "b.jpg": "centre"}
+
+
 def test_greyscale_crops_have_three_equal_channels(cleaned: Path, run: Run, change: Change) -> None:
     change("crop.detector", "none")
     change("crop.greyscale", True)
-    run(crop.main, "clean", "crop")
+    run(crop.main, "clean", "data/detectors", "crop")
     pixels = np.load("crop/train.npy")
     assert (pixels[..., 0] == pixels[..., 1]).all()
     assert (pixels[..., 0] == pixels[..., 2]).all()
@@ -114,9 +125,13 @@ def test_no_face_is_found_where_there_is_none(tmp_path: Path) -> None:
 
 def test_yunet_without_its_model_says_what_to_do(cleaned: Path, run: Run, change: Change) -> None:
     change("crop.detector", "yunet")
-    result = run(crop.main, "clean", "crop", code=1)
+    result = run(crop.main, "clean", "data/detectors", "crop", code=1)
     assert "crop.yunet_model: there is no file" in result.output
     Path("model.onnx").write_bytes(b"no model")
     change("crop.yunet_model", "model.onnx")
-    assert "is not a YuNet model" in run(crop.main, "clean", "crop", code=1).output
+    output = run(crop.main, "clean", "data/detectors", "crop", code=1).output
+    assert "warning: crop.yunet_model: model.onnx is outside of data/detectors" in output
+    assert (
+        "is not a YuNet model" in run(crop.main, "clean", "data/detectors", "crop", code=1).output
+    )
     assert not Path("crop/train.npy").exists()

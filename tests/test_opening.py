@@ -1,5 +1,6 @@
 """A photo of any mode and orientation opens as upright RGB; a bad one says what is wrong."""
 
+import contextlib
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +59,23 @@ def test_a_truncated_photo_is_refused(ending: str, tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(BadPhotoError, match="cannot be decoded"):
         open_photo(path)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+def test_a_damaged_photo_is_refused_whatever_the_damage(tmp_path: Path) -> None:
+    """Single bytes of a photo with EXIF, changed at random: it opens, or is refused."""
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E], exif[0x8769] = 6, "a face", {0x9003: "2020:01:01 00:00:00"}
+    Image.new("RGB", (16, 12), "red").save(tmp_path / "whole.jpg", exif=exif)
+    whole = (tmp_path / "whole.jpg").read_bytes()
+    rng = np.random.default_rng(0)
+    for _ in range(3000):
+        damaged = bytearray(whole)
+        for place in rng.integers(0, 200, 3):
+            damaged[place] = rng.integers(256)
+        (tmp_path / "damaged.jpg").write_bytes(damaged)
+        with contextlib.suppress(BadPhotoError):
+            assert open_photo(tmp_path / "damaged.jpg", 10**6).mode == "RGB"
 
 
 def test_an_empty_or_foreign_file_is_refused(tmp_path: Path) -> None:

@@ -52,6 +52,11 @@ def test_a_missing_key_is_named(change: Change) -> None:
         ("folds.index", [0, 1, 1], "folds.index: count up from 0, each fold once, such as [0"),
         ("folds.index", [1, 2, 3], "folds.index: count up from 0, each fold once, such as [0"),
         ("folds.index", 5, "folds.index: input should be a valid list (is 5)"),
+        ("train.batch_size", 1, "train.batch_size: input should be greater than or equal to 2"),
+        ("train.batch_size", 10**30, "train.batch_size: input should be less than or equal to"),
+        ("train.micro_batch", "all", "train.micro_batch: write auto or a number of photos"),
+        ("train.micro_batch", True, "train.micro_batch: write auto or a number of photos"),
+        ("train.lr_decay", 0.0, "train.lr_decay: input should be greater than 0"),
         ("labels.age_edges", [60, 30], "labels.age_edges: write two ages, the lower one first"),
     ],
 )
@@ -66,6 +71,12 @@ def test_every_problem_has_a_line_of_its_own(change: Change) -> None:
     change("train.epochs", 0)
     change("crop.size", 1)
     assert len(error_of().splitlines()) == 2
+
+
+def test_a_section_without_keys_is_named(change: Change) -> None:
+    text = Path("params.yaml").read_text()
+    Path("params.yaml").write_text(text[: text.index("predict:")] + "predict:\n")
+    assert error_of() == "params.yaml: predict: its keys belong below it, one a line (is None)"
 
 
 def test_a_broken_or_missing_file_is_said_in_one_line(change: Change) -> None:

@@ -94,6 +94,14 @@ def test_imagenet_without_internet_says_which_file_to_put_where(weigh: Run) -> N
     assert str(Path("torch_home/hub/checkpoints/mobilenet_v3_large-5c1a4163.pth")) in output
 
 
+def test_damaged_imagenet_weights_say_which_file_to_delete(weigh: Run) -> None:
+    cached = Path("torch_home/hub/checkpoints/mobilenet_v3_large-5c1a4163.pth")
+    cached.parent.mkdir(parents=True)
+    cached.write_bytes(b"<html>please log in</html>")
+    output = weigh("imagenet", code=1).output
+    assert f"is damaged: delete {cached}" in output
+
+
 def test_weights_of_another_model_name_the_tensors(weigh: Run) -> None:
     other = build("resnet18", 48)
     safetensors.torch.save_file(other.state_dict(), "data/pretrained/other.safetensors")
@@ -122,6 +130,7 @@ def test_files_that_are_no_weights_are_one_line(weigh: Run) -> None:
         )
         assert name in output
         assert "Traceback" not in output
+        assert "weights_only" not in output, "torch's own advice is to trust the file"
 
 
 def test_a_file_elsewhere_is_warned_of(weigh: Run) -> None:

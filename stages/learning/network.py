@@ -37,6 +37,8 @@ def build(model: str, size: int, seed: int = 0) -> nn.Module:
         if size % PATCH:
             raise UserError(f"crop.size: {model} needs a multiple of {PATCH}, not {size}")
         options["image_size"] = size
+    if model.startswith("convnext_") and size < 32:
+        raise UserError(f"crop.size: {model} needs at least 32, not {size}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network: nn.Module = torchvision.models.get_model(model, weights=None, **options)

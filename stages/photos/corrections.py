@@ -15,7 +15,7 @@ import pandas as pd
 
 from stages.errors import UserError
 from stages.photos.labels import GENDERS, MASKS, OLDEST
-from stages.photos.tables import read_text_table, row_of
+from stages.photos.tables import read_text_table
 
 COLUMNS = ["person", "photo", "field", "old", "new", "reason"]
 ALLOWED = {
@@ -33,8 +33,8 @@ def read_corrections(path: Path) -> pd.DataFrame:
         UserError: naming the row of a field or value that is not.
     """
     corrections = read_text_table(path, COLUMNS)
-    for index, field, old, new in corrections[["field", "old", "new"]].itertuples(name=None):
-        where = f"{path}, row {row_of(index)}"
+    for row, field, old, new in corrections[["field", "old", "new"]].itertuples(name=None):
+        where = f"{path}, row {row}"
         if field not in ALLOWED:
             raise UserError(f"{where}: field {field!r} is not one of {', '.join(ALLOWED)}")
         for column, value in {"old": old, "new": new}.items():
@@ -72,8 +72,7 @@ def apply_corrections(
     dropped = pd.Series(False, index=photos.index)
     rows_of_person = photos.groupby("person", sort=False).groups
     changed_by: dict[tuple[object, str], int] = {}
-    for index, person, photo, field, old, new in corrections[COLUMNS[:-1]].itertuples(name=None):
-        row = row_of(index)
+    for row, person, photo, field, old, new in corrections[COLUMNS[:-1]].itertuples(name=None):
         where = f"{source}, row {row}"
         if person not in rows_of_person:
             raise UserError(f"{where}: there is no person {person!r}: correct or remove the row")

@@ -35,11 +35,6 @@ def encode(mask: str, gender: str, age: int, edges: Sequence[int]) -> int:
     return (MASKS.index(mask) * 2 + GENDERS.index(gender)) * AGE_GROUPS + age_group(age, edges)
 
 
-def decode(labels: Labels) -> dict[str, Labels]:
-    """Mask (0 to 2), gender (0, 1) and age group (0 to 2) of labels, each of their shape."""
-    return {"mask": labels // 6, "gender": labels // 3 % 2, "age": labels % 3}
-
-
 def attribute_names(edges: Sequence[int]) -> dict[str, list[str]]:
     """What each value of mask, gender and age group is called, in the order of its number."""
     low, high = edges

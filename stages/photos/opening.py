@@ -1,6 +1,6 @@
 """Opening a photo that nobody has checked: any mode, any orientation, never a bomb."""
 
-import struct
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +8,11 @@ from PIL import Image, ImageOps
 
 # Limits are checked here, on every photo; Pillow's own would warn at one size and raise at another.
 Image.MAX_IMAGE_PIXELS = None
+# Of a damaged photo the table of rejected ones tells; of odd EXIF in a good one nobody need know.
+warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
 
 FORMATS = ("JPEG", "PNG")
 SUFFIXES = (".jpg", ".jpeg", ".png")
-DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error)
 
 
 class BadPhotoError(Exception):
@@ -30,7 +31,9 @@ def open_photo(path: Path, max_pixels: int | None = None) -> Image.Image:
         raise BadPhotoError("is empty")
     try:
         image = Image.open(path, formats=FORMATS)
-    except DECODING_ERRORS:
+    except PermissionError:
+        raise
+    except Exception:  # as below
         raise BadPhotoError("is no JPEG or PNG") from None
     with image:
         if max_pixels is not None and image.width * image.height > max_pixels:
@@ -39,9 +42,8 @@ def open_photo(path: Path, max_pixels: int | None = None) -> Image.Image:
             )
         try:
             image.load()
-            upright = ImageOps.exif_transpose(image)
-            return _rgb(upright)
-        except DECODING_ERRORS as error:
+            return _rgb(ImageOps.exif_transpose(image))
+        except Exception as error:  # a damaged file brings out all kinds in Pillow
             raise BadPhotoError(f"cannot be decoded ({error})") from None
 
 

@@ -1,5 +1,6 @@
 """Reading tables that people and stages wrote, with errors that name file, row and column."""
 
+import csv
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,40 +12,64 @@ from stages.errors import UserError
 from stages.photos.labels import CLASSES
 
 PROBABILITIES = [f"p{label}" for label in range(CLASSES)]
-FIRST_ROW = 2
-"""Line of a table's first row, as a text editor counts: the header is line 1."""
 
 
 def read_text_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     """Read a CSV in which every cell is text; spaces around cells and a byte-order mark go.
 
     Args:
-        columns: those that must be there; others are kept.
+        columns: those that are wanted; others are left out.
+
+    Returns:
+        A row for each row that is not empty; its index is its line, as a text editor counts.
 
     Raises:
-        UserError: if the file is missing, empty, no table, or lacks a column.
+        UserError: if the file is missing, empty, no table, lacks a column or has one twice, or if a
+            row has more cells than the header.
     """
+    header: list[str] = []
+    rows: dict[int, list[str]] = {}
     try:
-        table = pd.read_csv(
-            path, dtype=str, keep_default_na=False, encoding="utf-8-sig", skip_blank_lines=False
-        )
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file)
+            line = 1
+            for cells in reader:
+                stripped = [cell.strip() for cell in cells]
+                if not header:
+                    header = stripped
+                elif any(stripped):
+                    rows[line] = stripped
+                line = reader.line_num + 1
     except FileNotFoundError:
         raise UserError(
             f"{path} is missing: put it there, or change its path in params.yaml"
         ) from None
-    except pd.errors.EmptyDataError:
-        raise UserError(f"{path} is empty: its first line must name {', '.join(columns)}") from None
+    except (IsADirectoryError, NotADirectoryError):
+        raise UserError(f"{path} is no file: check the paths in params.yaml") from None
     except UnicodeDecodeError:
         raise UserError(f"{path} is not in UTF-8: save it as UTF-8") from None
-    except pd.errors.ParserError as error:
-        raise UserError(f"{path} is no table: {str(error).strip()}") from None
-    table.columns = table.columns.str.strip()
+    except csv.Error as error:
+        raise UserError(f"{path} is no table: {error}") from None
+    if not any(header):
+        raise UserError(f"{path} is empty: its first line must name {', '.join(columns)}")
     for column in columns:
-        if column not in table.columns:
-            raise UserError(f"{path} has no column {column!r}; it has {', '.join(table.columns)}")
-    for column in list(table.columns):
-        table[column] = table[column].fillna("").str.strip()
-    return table.loc[(table != "").any(axis=1)]
+        if header.count(column) != 1:
+            how = "no column" if column not in header else "more than one column"
+            raise UserError(f"{path} has {how} {column!r}; it has {', '.join(header)}")
+    for line, cells in rows.items():
+        if any(cells[len(header) :]):
+            raise UserError(
+                f"{path}, row {line}: it has more cells than the header: put a text that holds a "
+                "comma in double quotes"
+            )
+    width = len(header)
+    table = pd.DataFrame(
+        [(cells + [""] * width)[:width] for cells in rows.values()],
+        index=pd.Index(rows.keys(), dtype=int),
+        columns=header,
+        dtype=str,
+    )
+    return table.loc[:, columns]
 
 
 def read_stage_table(path: Path) -> pd.DataFrame:
@@ -58,12 +83,6 @@ def read_stage_table(path: Path) -> pd.DataFrame:
         return pd.read_csv(path, dtype=names, keep_default_na=False)
     except FileNotFoundError:
         raise UserError(f"{path} is missing: `dvc repro` makes it") from None
-
-
-def row_of(index: object) -> int:
-    """Line of a table's file, as an editor counts, of a row of `read_text_table`."""
-    assert isinstance(index, int)
-    return index + FIRST_ROW
 
 
 def probability_table(rows: pd.DataFrame, probabilities: NDArray[np.float32]) -> pd.DataFrame:

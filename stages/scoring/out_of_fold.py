@@ -1,4 +1,4 @@
-"""The folds' results on disk: a folder for each fold of folds.index, none for any other."""
+"""The folds' results on disk: a folder for each fold of folds.index."""
 
 import json
 import shutil
@@ -12,15 +12,19 @@ from stages.photos.tables import read_stage_table
 
 
 def fold_folders(results: Path, index: Sequence[int]) -> list[Path]:
-    """The folder of each fold in the index, in its order; those of other folds are deleted.
+    """The folder of each fold in the index, in its order."""
+    return [results / f"fold{fold}" for fold in index]
 
-    A fold that folds.index no longer names would otherwise stay behind, and be counted by DVC as
-    part of what the stages that read `results` depend on. DVC's cache still has it.
+
+def remove_stale_folds(results: Path, index: Sequence[int]) -> None:
+    """Delete the folders of folds that folds.index no longer names, such as `fold5`.
+
+    DVC leaves them behind, and would count them as part of what the stages that read `results`
+    depend on. Its cache still has them.
     """
-    folders = [results / f"fold{fold}" for fold in index]
-    for stale in set(results.glob("fold*")) - set(folders):
-        shutil.rmtree(stale)
-    return folders
+    for folder in set(results.glob("fold*")) - set(fold_folders(results, index)):
+        if folder.is_dir() and folder.name.removeprefix("fold").isdecimal():
+            shutil.rmtree(folder)
 
 
 def read_out_of_fold(results: Path, index: Sequence[int]) -> pd.DataFrame:
