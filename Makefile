@@ -4,7 +4,7 @@ VENV := .venv
 SHELL := /bin/bash
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: run test lint setup
+.PHONY: run test benchmark lint setup
 
 run: setup
 	dvc repro
@@ -13,9 +13,15 @@ run: setup
 test: lint
 	python -m pytest -n auto --dist loadfile
 
+# Training against a reference loop; on photos of your own: make benchmark DATA=data/raw/train
+DATA ?= data/sample/train
+benchmark: setup
+	test -e $(DATA) || dvc repro sample
+	python -m benchmarks.training $(DATA) --out benchmark.json
+
 lint: setup
-	ruff check stages tests
-	ruff format --check stages tests
+	ruff check stages tests benchmarks
+	ruff format --check stages tests benchmarks
 	mypy
 
 setup: $(VENV)/installed

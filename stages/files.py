@@ -18,8 +18,11 @@ SEAL = hashlib.sha256().digest_size
 
 
 @contextmanager
-def write_whole(path: Path) -> Iterator[BufferedRandom]:
+def write_whole(path: Path, wait_for_disk: bool = True) -> Iterator[BufferedRandom]:
     """Open `path` for writing; it appears under its name only when the block ends well.
+
+    Args:
+        wait_for_disk: whether that shall hold for a power failure, too.
 
     A killed process leaves at most `NAME.partial`, which git and DVC ignore and the next run
     overwrites.
@@ -33,7 +36,8 @@ def write_whole(path: Path) -> Iterator[BufferedRandom]:
         with partial.open("w+b") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            if wait_for_disk:
+                os.fsync(file.fileno())
         partial.replace(path)
     except OSError as error:
         if error.filename is not None:

@@ -1,5 +1,6 @@
 """Checkpoints: they come back whole, and only to the run that wrote them."""
 
+import struct
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ def test_a_checkpoint_comes_back_and_goes_when_the_run_is_over(path: Path) -> No
     checkpoint = Checkpoint(path, "f")
     assert checkpoint.load(CPU) is None
     checkpoint.save(CONTENT)
+    checkpoint.wait()
     loaded = checkpoint.load(CPU)
     assert loaded is not None
     assert torch.equal(loaded["network"]["fc.bias"], torch.arange(3.0))
@@ -37,10 +39,12 @@ def test_a_checkpoint_comes_back_and_goes_when_the_run_is_over(path: Path) -> No
 def test_a_damaged_or_foreign_checkpoint_is_set_aside_with_a_line(
     path: Path, capsys: pytest.CaptureFixture[str], damage: str, said: str
 ) -> None:
-    Checkpoint(path, "f").save(CONTENT)
+    checkpoint = Checkpoint(path, "f")
+    checkpoint.save(CONTENT)
+    checkpoint.wait()
     content = bytearray(path.read_bytes())
     if damage == "flipped":
-        content[len(content) // 2] ^= 1
+        content[content.index(struct.pack("<3f", 0, 1, 2)) + 5] ^= 1
     path.write_bytes(content[:-5] if damage == "cut" else content)
     assert Checkpoint(path, "other" if damage == "foreign" else "f").load(CPU) is None
     (line,) = capsys.readouterr().out.splitlines()
@@ -56,3 +60,11 @@ def test_a_fold_is_trained_by_one_process_at_a_time(path: Path) -> None:
         Checkpoint(path, "f").alone(),
     ):
         pass
+
+
+def test_what_cannot_be_written_is_said(path: Path) -> None:
+    path.parent.write_text("no folder")
+    checkpoint = Checkpoint(path, "f")
+    checkpoint.save(CONTENT)
+    with pytest.raises(OSError, match="checkpoints"):
+        checkpoint.wait()

@@ -223,6 +223,7 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(knobs: Knobs, after: int
 
     def kill(checkpoint: Checkpoint, content: dict[str, object]) -> None:
         saved(checkpoint, content)
+        checkpoint.wait()
         if len(content["history"]) == after:  # type: ignore[arg-type]
             raise KilledError
 

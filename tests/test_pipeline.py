@@ -249,7 +249,8 @@ def test_a_killed_run_goes_on_where_it_was_to_the_same_bytes(
     assert not (results / "fold1/network.safetensors").exists()
     output = project.run("dvc", "repro", "--no-run-cache")
     after = re.findall(r"^fold \d epoch \d", output, re.M)
-    assert sorted(before + after) == [f"fold {f} epoch {e}" for f in (0, 1) for e in (1, 2, 3)]
+    assert set(before + after) == {f"fold {f} epoch {e}" for f in (0, 1) for e in (1, 2, 3)}
+    assert len(before + after) <= 6 + 1, "at most one epoch was done twice"
     assert (project.checksums(), (project.folder / "metrics.json").read_bytes()) == expected
     assert not list((project.folder / ".cache/checkpoints").glob("*.checkpoint"))
     project.run("git", "checkout", "-q", ".")

@@ -39,7 +39,7 @@ def shift_and_flip(pixels: Tensor, shift: float, flip: float, generator: torch.G
 def brighten(pixels: Tensor, brightness: float, generator: torch.Generator) -> Tensor:
     """Multiply each photo by a factor within 1 +- `brightness`; float32, 0 to 255."""
     drawn = torch.rand(len(pixels), 1, 1, 1, generator=generator, device=pixels.device)
-    return (pixels * (1 + brightness * (2 * drawn - 1))).clamp(0, 255)
+    return (pixels * (1 + brightness * (2 * drawn - 1))).clamp_(0, 255)
 
 
 def erase(images: Tensor, probability: float, generator: torch.Generator) -> Tensor:
@@ -47,6 +47,8 @@ def erase(images: Tensor, probability: float, generator: torch.Generator) -> Ten
 
     Random Erasing (Zhong et al., AAAI 2020), with normalised images, whose mean is 0.
     """
+    if probability == 0:
+        return images
     count, side, device = len(images), images.shape[-1], images.device
     drawn = torch.rand(5, count, 1, generator=generator, device=device)
     height, width = side * (0.1 + 0.3 * drawn[0]), side * (0.1 + 0.3 * drawn[1])

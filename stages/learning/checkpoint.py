@@ -5,8 +5,9 @@ deletes before it runs a stage again; it is gone when the fold is done.
 """
 
 import contextlib
-import io
+import zipfile
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from stages.errors import UserError
-from stages.files import read_sealed, write_sealed
+from stages.files import write_whole
 
 
 class Checkpoint:
@@ -23,6 +24,8 @@ class Checkpoint:
     def __init__(self, path: Path, fingerprint: str) -> None:
         self.path = path
         self.fingerprint = fingerprint
+        self.writer = ThreadPoolExecutor(1)
+        self.writing: Future[None] | None = None
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
@@ -44,35 +47,60 @@ class Checkpoint:
             ) from None
 
     def save(self, content: dict[str, Any]) -> None:
-        """Write tensors, numbers and texts, whole or not at all."""
-        buffer = io.BytesIO()
-        torch.save({"fingerprint": self.fingerprint, **content}, buffer)
-        with write_sealed(self.path) as file:
-            file.write(buffer.getbuffer())
+        """Write tensors, numbers and texts, whole or not at all, while the training goes on.
+
+        The disk is not waited for: what a power failure leaves half-written is known by its sums.
+
+        Args:
+            content: must not change any more.
+
+        Raises:
+            OSError: if this or the content before cannot be written.
+        """
+        self.wait()
+        self.writing = self.writer.submit(self._write, content)
+
+    def _write(self, content: dict[str, Any]) -> None:
+        with write_whole(self.path, wait_for_disk=False) as file:
+            torch.save({"fingerprint": self.fingerprint, **content}, file)
 
     def load(self, device: torch.device) -> dict[str, Any] | None:
         """What was saved last; None if there is nothing of this run.
 
         A file that is damaged or of another run (other code, data or parameters) is set aside.
         """
-        with read_sealed(self.path) as file:
-            if file is not None:
-                payload = io.BytesIO(file.read())
-                content: dict[str, Any] = torch.load(
-                    payload, map_location=device, weights_only=True
-                )
-                if content["fingerprint"] == self.fingerprint:
-                    return content
-                problem = "of other code, data or parameters"
-            elif self.path.exists():
-                problem = "damaged"
-            else:
-                return None
+        if not self.path.exists():
+            return None
+        problem = "damaged"
+        if _is_whole(self.path):
+            content: dict[str, Any] = torch.load(self.path, map_location=device, weights_only=True)
+            if content["fingerprint"] == self.fingerprint:
+                return content
+            problem = "of other code, data or parameters"
         aside = self.path.with_suffix(".aside")
         self.path.replace(aside)
         print(f"the checkpoint {self.path} is {problem}: set aside as {aside.name}", flush=True)
         return None
 
+    def wait(self) -> None:
+        """Until what was saved last is written.
+
+        Raises:
+            OSError: if it cannot be.
+        """
+        if self.writing is not None:
+            self.writing.result()
+
     def delete(self) -> None:
         """The run is over."""
+        self.wait()
         self.path.unlink(missing_ok=True)
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether all parts of a file that `torch.save` wrote, a zip archive, fit their checksums."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except zipfile.BadZipFile:
+        return False

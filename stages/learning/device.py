@@ -75,5 +75,4 @@ def normalise(pixels: Tensor) -> Tensor:
     """ImageNet-normalised float32 (B x 3 x H x W, channels_last) of uint8 (B x H x W x 3)."""
     mean = torch.tensor(IMAGENET_MEAN, device=pixels.device) * 255
     std = torch.tensor(IMAGENET_STD, device=pixels.device) * 255
-    images = ((pixels.float() - mean) / std).permute(0, 3, 1, 2)
-    return images.contiguous(memory_format=torch.channels_last)
+    return pixels.sub(mean).div_(std).permute(0, 3, 1, 2)

@@ -1,5 +1,6 @@
 """Training one network: epochs, early stopping, the best epoch kept, each epoch a checkpoint."""
 
+import copy
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -46,22 +47,23 @@ class Run:
     scheduler: torch.optim.lr_scheduler.LRScheduler
     generator: torch.Generator
     micro_batch: int
+    last_state: State
     best_state: State
     best_score: float = -math.inf
     best_epoch: int = -1
     history: list[dict[str, float]] = field(default_factory=list)
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors, numbers and texts alone."""
+        """Tensors, numbers and texts alone, which do not change with the run any more."""
         cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
         return {
-            "network": trained_state(self.network),
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
+            "network": self.last_state,
+            "optimizer": copy.deepcopy(self.optimizer.state_dict()),
+            "scheduler": copy.deepcopy(self.scheduler.state_dict()),
             "random": [self.generator.get_state(), torch.get_rng_state(), *cuda],
             "micro_batch": self.micro_batch,
             "best": [self.best_state, self.best_score, self.best_epoch],
-            "history": self.history,
+            "history": list(self.history),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -116,7 +118,8 @@ def fit(
         scheduler,
         torch.Generator(training.device).manual_seed(seed),
         params.batch_size if params.micro_batch == "auto" else params.micro_batch,
-        trained_state(network),
+        last_state=trained_state(network),
+        best_state=trained_state(network),
     )
     saved = checkpoint.load(training.device)
     if saved is not None:
@@ -146,16 +149,18 @@ def fit(
                 "validation_accuracy": scores["accuracy"],
             }
         )
+        run.last_state = trained_state(network)
         score = -scores["loss"] if params.stop_on == "loss" else scores["macro_f1"]
         if score > run.best_score:
             run.best_score, run.best_epoch = score, epoch
-            run.best_state = trained_state(network)
+            run.best_state = run.last_state  # once in memory, and once in the checkpoint
         checkpoint.save(run.state_dict())
         report(
             f"epoch {epoch + 1}/{params.epochs}: loss {train_loss:.3f}, validation loss "
             f"{scores['loss']:.3f}, macro F1 {scores['macro_f1']:.3f}, "
             f"{time.perf_counter() - start:.1f} s" + (" (best)" if run.best_epoch == epoch else "")
         )
+    checkpoint.wait()
     network.load_state_dict(run.best_state, strict=False)
     return Fitted(inputs, run.best_epoch, run.history)
 

@@ -1,0 +1,1 @@
+"""What the workflow costs, against what people use today."""
