@@ -74,6 +74,7 @@ def train(
         partial(prepare, photos=held, params=knobs, hardware=hardware, store=store),
         places[~held_out],
         places[held_out],
+        held.labels,
         knobs,
         seed=fold,
         checkpoint=Checkpoint(table.with_name(f"fold{fold}.checkpoint"), f"{fold} {knobs}"),

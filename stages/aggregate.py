@@ -1,6 +1,6 @@
 """Aggregate: all folds' out-of-fold predictions -> metrics.json, tables and plots.
 
-    python -m stages.aggregate data/train data/predict/probabilities.csv \\
+    python -m stages.aggregate data/train data/submission.csv \\
         data/sample/eval/answers.csv data/aggregate metrics.json
 
 Every training photo is scored by the one network that has not seen its person. Writes metrics.json
@@ -20,7 +20,7 @@ from stages.errors import UserError
 from stages.files import write_json, write_table
 from stages.params import AggregateParams, read_params
 from stages.photos.labels import CLASSES, class_names
-from stages.photos.tables import PROBABILITIES, read_stage_table, read_text_table
+from stages.photos.tables import PROBABILITIES, read_text_table
 from stages.scoring.metrics import (
     SCORES,
     Counts,
@@ -30,6 +30,7 @@ from stages.scoring.metrics import (
     resample_people,
 )
 from stages.scoring.out_of_fold import fold_folders, read_fold_metrics, read_out_of_fold
+from stages.scoring.tau import choose_tau, nested
 
 
 def score_out_of_fold(
@@ -92,7 +93,17 @@ def score_fit(folds: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
     }
 
 
-def score_evaluation(probabilities: Path, answers: Path) -> dict[str, float]:
+def score_tuned(table: pd.DataFrame) -> dict[str, float]:
+    """Scores with tau tuned: for each fold on the others; and the tau that is best on all."""
+    labels = table["label"].to_numpy()
+    probabilities = table[PROBABILITIES].to_numpy()
+    predicted = nested(probabilities, labels, table["fold"].to_numpy())
+    counts = _confusion(table["label"], pd.Series(predicted))
+    scores = {name: float(SCORES[name](counts)) for name in ("macro_f1", "accuracy")}
+    return {"tau": choose_tau(probabilities, labels), **scores}
+
+
+def score_evaluation(submission: Path, answers: Path) -> dict[str, float]:
     """Scores on the evaluation photos, where the table of answers has any; else nothing.
 
     Raises:
@@ -105,7 +116,7 @@ def score_evaluation(probabilities: Path, answers: Path) -> dict[str, float]:
     for row, answer in given["ans"].items():
         if not answer.isdecimal() or int(answer) >= CLASSES:
             raise UserError(f"{answers}, row {row}: ans {answer!r} is not a class from 0 to 17")
-    predicted = read_stage_table(probabilities).set_index("photo")[PROBABILITIES]
+    predicted = pd.read_csv(submission, dtype={"ImageID": str}).set_index("ImageID")["ans"]
     for row, photo in given["ImageID"].items():
         if photo not in predicted.index:
             raise UserError(f"{answers}, row {row}: info.csv has no photo {photo!r}")
@@ -114,8 +125,7 @@ def score_evaluation(probabilities: Path, answers: Path) -> dict[str, float]:
             raise UserError(f"{answers}, row {row}: its photo has a row above: keep one")
     if len(given) < len(predicted):
         print(f"aggregate: {answers} has answers for {len(given)} of {len(predicted)} photos")
-    chosen = predicted.loc[given["ImageID"]].to_numpy().argmax(axis=1)
-    counts = _confusion(given["ans"].astype(int), pd.Series(chosen))
+    counts = _confusion(given["ans"].astype(int), predicted.loc[given["ImageID"]])
     return {name: float(score(counts)) for name, score in SCORES.items()}
 
 
@@ -137,7 +147,7 @@ def learning_curves(results: Path, index: Sequence[int]) -> pd.DataFrame:
 
 
 @stage_command
-def main(results: Path, probabilities: Path, answers: Path, out: Path, metrics: Path) -> None:
+def main(results: Path, submission: Path, answers: Path, out: Path, metrics: Path) -> None:
     """Score the folds in RESULTS; write tables to OUT and the figures to METRICS."""
     params = read_params()
     index = params.folds.index
@@ -151,7 +161,8 @@ def main(results: Path, probabilities: Path, answers: Path, out: Path, metrics: 
         "folds": score_folds(table),
         **score_fit(read_fold_metrics(results, index)),
         "f1_per_class": dict(zip(names, classes["f1"].fillna(0), strict=True)),
-        "evaluation": score_evaluation(probabilities, answers),
+        "tuned_tau": score_tuned(table),
+        "evaluation": score_evaluation(submission, answers),
     }
     write_table(out / "out_of_fold.csv", table)
     name_of = dict(enumerate(names))

@@ -2,7 +2,7 @@
 
     python -m stages.folds data/clean/photos.csv data/folds
 
-Writes `folds.csv` (person, photo, label, fold; the rows of photos.csv) and `metrics.json`, the
+Writes `folds.csv` (person, photo, label, age, fold; the rows of photos.csv) and `metrics.json`, the
 figures of the fold gate.
 """
 
@@ -125,7 +125,7 @@ def main(photos: Path, out: Path) -> None:
     """Spread the people of the table PHOTOS over the folds of folds.index."""
     params = read_params()
     names = class_names(params.labels.age_edges)
-    table = read_stage_table(photos)[["person", "photo", "label"]]
+    table = read_stage_table(photos)[["person", "photo", "label", "age"]]
 
     check_people(table, len(params.folds.index), names)
     table["fold"] = assign_folds(table["label"].to_numpy(), table["person"], params.folds)

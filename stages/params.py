@@ -25,6 +25,7 @@ Model = Literal[
 ]
 Detector = Literal["yuface", "haar", "yunet", "none"]
 Device = Literal["auto", "cuda", "cpu"]
+Heads = Literal["joint", "split"]
 
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Count = Annotated[int, Field(ge=1, lt=2**31)]
@@ -50,6 +51,13 @@ def _auto_or_count(value: object) -> object:
     return value
 
 
+def _auto_or_rate(value: object) -> object:
+    if value != "auto" and (type(value) not in (int, float) or not 0 <= value <= 10):  # type: ignore[operator]
+        raise ValueError("write auto or a number from 0 to 10")
+    return value
+
+
+Tau = Annotated[Literal["auto"] | float, BeforeValidator(_auto_or_rate)]
 MicroBatch = Annotated[Literal["auto"] | int, BeforeValidator(_auto_or_count)]
 AgeEdges = Annotated[list[Annotated[int, Field(ge=1, le=120)]], AfterValidator(_ascend)]
 FoldIndex = Annotated[list[int], Field(min_length=2), AfterValidator(_count_up)]
@@ -122,7 +130,23 @@ class TrainParams(Section):
     weight_decay: Rate
     warmup: Share
     label_smoothing: Annotated[float, Field(ge=0, lt=1)]
-    balanced_sampling: bool
+    sampler: Literal["as_is", "balanced", "undersampled"]
+    sampler_strength: Share
+    loss: Literal[
+        "cross_entropy", "class_weighted", "effective_number", "focal", "logit_adjusted", "ldam"
+    ]
+    focal_gamma: Rate
+    effective_beta: Annotated[float, Field(gt=0, lt=1)]
+    tau: Rate
+    ldam_margin: Rate
+    reweight_from: Share
+    heads: Heads
+    mix: Literal["none", "mixup", "cutmix"]
+    mix_share: Share
+    mix_alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    ema: Annotated[float, Field(ge=0, lt=1)]
+    flip_at_test: bool
+    old_from: Annotated[int, Field(ge=1, le=120)]
     shift: Share
     flip: Share
     brightness: Share
@@ -138,6 +162,7 @@ class AggregateParams(Section):
 
 
 class PredictParams(Section):
+    tau: Tau
     batch_size: Count
     device: Device
     precision: Literal["auto", "fp32", "bf16"]

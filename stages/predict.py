@@ -24,7 +24,8 @@ from stages.params import Params, read_params
 from stages.photos.packed import read_packed
 from stages.photos.tables import PROBABILITIES, probability_table, read_stage_table
 from stages.progress import progress
-from stages.scoring.out_of_fold import fold_folders, remove_stale_folds
+from stages.scoring.out_of_fold import fold_folders, read_out_of_fold, remove_stale_folds
+from stages.scoring.tau import adjusted, choose_tau, class_prior
 
 Probabilities = NDArray[np.float32]
 
@@ -34,20 +35,23 @@ def mean_probabilities(networks: list[Path], crops: Path, params: Params) -> Pro
     hardware = choose_hardware(params.predict.device, params.predict.precision, "predict.device")
     pixels = torch.from_numpy(np.array(read_packed(crops)))
     network = (
-        build(params.weights.model, pixels.shape[1])
+        build(params.weights.model, pixels.shape[1], params.train.heads)
         .to(memory_format=torch.channels_last)
         .to(hardware.device)
         .eval()
     )
+    views = 1 + params.train.flip_at_test
     total = torch.zeros(len(pixels), len(PROBABILITIES))
     for path in progress(networks, len(networks), "predict: folds"):
         load_network(network, path)
-        logits = [torch.empty(0, len(PROBABILITIES))]
-        for batch in pixels.split(params.predict.batch_size):
-            with torch.inference_mode(), hardware.autocast():
-                logits.append(network(normalise(batch.to(hardware.device))).float().cpu())
-        total += torch.cat(logits).softmax(dim=1)
-    mean: Probabilities = (total / len(networks)).numpy()
+        for mirrored in range(views):
+            logits = [torch.empty(0, len(PROBABILITIES))]
+            for batch in pixels.split(params.predict.batch_size):
+                images = normalise((batch.flip(2) if mirrored else batch).to(hardware.device))
+                with torch.inference_mode(), hardware.autocast():
+                    logits.append(network(images).float().cpu())
+            total += torch.cat(logits).softmax(dim=1)
+    mean: Probabilities = (total / (views * len(networks))).numpy()
     return mean
 
 
@@ -60,20 +64,24 @@ def main(
     be_deterministic()
     asked = read_stage_table(photos)
     readable = (asked["rejected"] == "").to_numpy()
-    labels = read_stage_table(folds)["label"]
+    labels = read_stage_table(folds)["label"].to_numpy()
 
     remove_stale_folds(results, params.folds.index)
     networks = [
         folder / "network.safetensors" for folder in fold_folders(results, params.folds.index)
     ]
-    shares = labels.value_counts(normalize=True).reindex(range(len(PROBABILITIES)), fill_value=0)
-    probabilities = np.tile(shares.to_numpy(np.float32), (len(asked), 1))
+    prior = class_prior(labels)
+    probabilities = np.tile(prior.astype(np.float32), (len(asked), 1))
     probabilities[readable] = mean_probabilities(networks, crops, params)
 
     write_table(out, probability_table(asked[["photo"]], probabilities), float_format="%.6g")
-    answers = pd.DataFrame({"ImageID": asked["photo"], "ans": probabilities.argmax(axis=1)})
-    write_table(submission, answers)
-    print(f"predict: {len(asked)} photos by {len(networks)} networks -> {submission}")
+    tau = params.predict.tau
+    if tau == "auto":
+        known = read_out_of_fold(results, params.folds.index)
+        tau = choose_tau(known[PROBABILITIES].to_numpy(), known["label"].to_numpy())
+    answers = np.where(readable, adjusted(probabilities, prior, tau), prior.argmax())
+    write_table(submission, pd.DataFrame({"ImageID": asked["photo"], "ans": answers}))
+    print(f"predict: {len(asked)} photos by {len(networks)} networks, tau {tau:g} -> {submission}")
     if not readable.all():
         print(f"predict: {(~readable).sum()} of them cannot be read: given the most common class")
 

@@ -14,6 +14,7 @@ Writes to the output folder:
 import os
 import signal
 import threading
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -24,6 +25,7 @@ import torch
 import typer
 
 from stages.command import stage_command
+from stages.errors import UserError
 from stages.files import sha256, write_json, write_table
 from stages.learning.checkpoint import Checkpoint
 from stages.learning.device import Hardware, be_deterministic, choose_hardware
@@ -34,6 +36,7 @@ from stages.learning.inputs import Photos, prepare
 from stages.learning.network import build, count_parameters, freeze
 from stages.learning.weight_files import load_network, write_weights
 from stages.params import read_params
+from stages.photos.labels import CLASSES
 from stages.photos.packed import read_packed
 from stages.photos.tables import probability_table, read_stage_table
 
@@ -66,6 +69,35 @@ def hold_photos(crops: Path, labels: "pd.Series[int]", hardware: Hardware) -> Ph
     )
 
 
+def labels_to_learn(table: pd.DataFrame, old_from: int, edges: Sequence[int]) -> "pd.Series[int]":
+    """Labels for training, in which people of the middle group are old from `old_from` on.
+
+    Raises:
+        UserError: if that is not an age of the middle group, or the one at which the last begins.
+    """
+    middle, last = edges
+    if not middle < old_from <= last:
+        raise UserError(
+            f"train.old_from: {old_from} must be above {middle} and not above {last}, the ages in "
+            "labels.age_edges"
+        )
+    return table["label"] + table["age"].between(old_from, last - 1)
+
+
+def check_classes(labels: "pd.Series[int]", fold: int) -> None:
+    """Every class must have a photo to learn from.
+
+    Raises:
+        UserError: naming the classes without one.
+    """
+    missing = sorted(set(range(CLASSES)) - set(labels))
+    if missing:
+        raise UserError(
+            f"fold {fold}: the training part has no photo of class {', '.join(map(str, missing))}: "
+            "take more folds, or add people"
+        )
+
+
 @stage_command
 def main(
     fold: Annotated[int, typer.Argument(help="Which fold to hold out")],
@@ -88,7 +120,15 @@ def main(
         for rows in (~held_out, held_out)
     )
 
-    network = build(params.weights.model, photos.pixels.shape[1])
+    to_learn = labels_to_learn(table, params.train.old_from, params.labels.age_edges)
+    check_classes(to_learn[~held_out], fold)
+    if params.train.cached_views and params.train.mix != "none":
+        raise UserError(
+            f"train.mix: {params.train.mix} mixes other photos in each epoch, which cannot be "
+            "cached: set train.cached_views to 0, or train.mix to none"
+        )
+
+    network = build(params.weights.model, photos.pixels.shape[1], params.train.heads)
     load_network(network, initial)
     network.to(memory_format=torch.channels_last).to(hardware.device)
     freeze(network, params.train.freeze)
@@ -99,7 +139,14 @@ def main(
         f"{size['total']:,} parameters train, on {hardware.device} in {hardware.dtype}"
     )
     store = FeatureStore(project_folder() / ".cache/features", int(params.train.cache_gb * 1e9))
-    facts = (fold, params.train, params.weights.model, photos.sha256, sha256(folds))
+    facts = (
+        fold,
+        params.train,
+        params.labels.age_edges,
+        params.weights.model,
+        photos.sha256,
+        sha256(folds),
+    )
     checkpoint = Checkpoint(
         Path(f".cache/checkpoints/fold{fold}.checkpoint"),
         fingerprint(facts, network.state_dict(), CODE, hardware),
@@ -110,6 +157,7 @@ def main(
             partial(prepare, photos=photos, params=params.train, hardware=hardware, store=store),
             training,
             validation,
+            torch.from_numpy(to_learn.to_numpy(copy=True)).to(hardware.device),
             params.train,
             params.train.seed + fold,
             checkpoint,
@@ -118,7 +166,7 @@ def main(
 
     inputs = fitted.inputs
     scores = {"train": evaluate(inputs, training), "validation": evaluate(inputs, validation)}
-    probabilities = inputs.predict(validation).softmax(dim=1).numpy()
+    probabilities = inputs.predict(validation).exp().numpy()
     write_weights(out / "network.safetensors", network.state_dict())
     write_table(
         out / "out_of_fold.csv",

@@ -3,8 +3,8 @@
     python -m stages.weights data/pretrained data/weights
 
 Reads a file in the folder of pretrained weights where `weights.source` names one. Writes
-`initial.safetensors` (float32, torchvision's names, a head of 18 classes) and `metrics.json`
-(model, source, sha256).
+`initial.safetensors` (float32, torchvision's names, a head as `train.heads` says) and
+`metrics.json` (model, source, sha256).
 """
 
 import pickle
@@ -21,7 +21,7 @@ from stages.errors import UserError
 from stages.files import sha256, write_json
 from stages.learning.network import State, build, fit_state
 from stages.learning.weight_files import read_weights, write_weights
-from stages.params import WeightParams, read_params
+from stages.params import Heads, WeightParams, read_params
 
 
 def imagenet(model: str) -> State:
@@ -47,13 +47,13 @@ def imagenet(model: str) -> State:
     return state
 
 
-def initial_state(params: WeightParams, size: int) -> tuple[State, str]:
-    """The network's initial state (float32, with a head of 18), and the sha256 of its source.
+def initial_state(params: WeightParams, heads: Heads, size: int) -> tuple[State, str]:
+    """The network's initial state (float32, with a new head), and the sha256 of its source.
 
     Args:
         size: side of the crops in pixels.
     """
-    network = build(params.model, size, params.seed)
+    network = build(params.model, size, heads, params.seed)
     match params.source:
         case "none":
             return network.state_dict(), ""
@@ -73,7 +73,7 @@ def main(folder: Path, out: Path) -> None:
     source = params.weights.source
     if source not in ("none", "imagenet"):
         warn_if_outside(Path(source), folder, "weights.source")
-    state, digest = initial_state(params.weights, params.crop.size)
+    state, digest = initial_state(params.weights, params.train.heads, params.crop.size)
     write_weights(out / "initial.safetensors", state)
     numbers = sum(tensor.numel() for tensor in state.values())
     figures = {

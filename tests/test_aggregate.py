@@ -45,14 +45,12 @@ def two_folds(change: Change) -> None:
     change("aggregate.bootstrap", 200)
     write_fold(0, right=True)
     write_fold(1, right=False)
-    probabilities = pd.DataFrame(np.eye(18)[[3, 4]], columns=PROBABILITIES)
-    probabilities.insert(0, "photo", ["b.jpg", "a.jpg"])
-    probabilities.to_csv("probabilities.csv", index=False)
+    pd.DataFrame({"ImageID": ["b.jpg", "a.jpg"], "ans": [3, 4]}).to_csv("s.csv", index=False)
     Path("answers.csv").write_text("ImageID,ans\na.jpg,4\nb.jpg,5\n")
 
 
 def score(run: Run, code: int = 0) -> str:
-    arguments = ["data/train", "probabilities.csv", "answers.csv", "out", "metrics.json"]
+    arguments = ["data/train", "s.csv", "answers.csv", "out", "metrics.json"]
     return run(aggregate.main, *arguments, code=code).output
 
 

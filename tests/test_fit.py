@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from stages.errors import UserError
 from stages.learning import fit
 from stages.learning.checkpoint import Checkpoint
-from stages.learning.device import Hardware
+from stages.learning.device import Hardware, normalise
 from stages.learning.feature_store import FeatureStore
 from stages.learning.inputs import Inputs, Photos, prepare
 from stages.learning.network import build
@@ -74,6 +74,7 @@ def train(
         lambda network: change_inputs(own(network)),
         TRAINING,
         HELD_OUT,
+        photos(side).labels,
         params,
         seed,
         Checkpoint(Path("fold0.checkpoint"), f"{params}{seed}"),
@@ -100,7 +101,7 @@ def test_it_learns_what_can_be_seen(knobs: Knobs, optimizer: str) -> None:
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_others(knobs: Knobs) -> None:
-    params = knobs(balanced_sampling=True, erasing=0.5)
+    params = knobs(sampler="balanced", erasing=0.5, mix="mixup", ema=0.9)
     networks = [small() for _ in range(3)]
     for network, seed in zip(networks, (1, 1, 2), strict=True):
         train(network, params, seed)
@@ -160,6 +161,28 @@ def test_cached_views_without_augmentation_equal_no_cache_to_rounding(knobs: Kno
         histories.append(train(network, params)[0].history)
     for fresh, cached in zip(*histories, strict=True):
         assert fresh == pytest.approx(cached, rel=1e-3)
+
+
+def test_a_moving_average_is_what_is_kept(knobs: Knobs) -> None:
+    """After one step it is the decay times the weights before plus the rest of those after."""
+    initial, plain, averaged = small(), small(), small()
+    train(plain, knobs(epochs=1, batch_size=24, warmup=0.0, backbone_lr=0.1))
+    Path("fold0.checkpoint").unlink()
+    train(averaged, knobs(epochs=1, batch_size=24, warmup=0.0, backbone_lr=0.1, ema=0.75))
+    for name in ("0.weight", "1.running_mean", "5.bias"):
+        before, after = initial.state_dict()[name], plain.state_dict()[name]
+        expected = 0.75 * before + 0.25 * after
+        assert torch.allclose(averaged.state_dict()[name], expected, atol=1e-6), name
+
+
+@pytest.mark.parametrize("freeze", ["none", "layer3"])
+def test_flipping_at_test_averages_a_photo_and_its_mirror_image(knobs: Knobs, freeze: str) -> None:
+    network = build("resnet18", 32)
+    fitted = train(network, knobs(epochs=1, freeze=freeze, flip_at_test=True))[0]
+    images = normalise(photos(32).pixels[HELD_OUT])
+    with torch.inference_mode():
+        both = network.eval()(images).softmax(1) + network(images.flip(3)).softmax(1)
+    assert torch.allclose(fitted.inputs.predict(HELD_OUT).exp(), both / 2, atol=1e-4)
 
 
 class OutOfMemory(nn.Module):
@@ -240,23 +263,6 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(knobs: Knobs, after: int
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(knobs: Knobs) -> None:
     with pytest.raises(UserError, match=r"loss is (nan|inf) at step \d+.*try a tenth"):
         train(small(), knobs(optimizer="sgd", head_lr=1e30, backbone_lr=1e30, warmup=0.0))
-
-
-def test_every_photo_is_drawn_once_an_epoch(knobs: Knobs) -> None:
-    labels = torch.zeros(20, dtype=torch.long)
-    drawn = torch.cat(list(fit.batches(labels, knobs(batch_size=6), seeded(0))))
-    assert sorted(drawn.tolist()) == list(range(20))
-
-
-def test_no_batch_is_a_single_photo(knobs: Knobs) -> None:
-    cut = list(fit.batches(torch.zeros(17, dtype=torch.long), knobs(), seeded(0)))
-    assert [len(batch) for batch in cut] == [6, 6, 5]
-
-
-def test_balanced_sampling_draws_every_class_as_often(knobs: Knobs) -> None:
-    labels = torch.tensor([0] * 900 + [7] * 100)
-    drawn = torch.cat(list(fit.batches(labels, knobs(balanced_sampling=True), seeded(0))))
-    assert 0.45 < (labels[drawn] == 7).float().mean() < 0.55
 
 
 def test_the_learning_rate_rises_and_falls() -> None:

@@ -21,7 +21,12 @@ Table = Callable[..., pd.DataFrame]
 def photos_of(people: dict[int, int]) -> pd.DataFrame:
     """Seven photos (5 worn, 1 incorrect, 1 not worn) of as many people of each kind as said."""
     rows = [
-        {"person": f"{kind}-{number:03}", "photo": f"{place}.jpg", "label": mask * 6 + kind}
+        {
+            "person": f"{kind}-{number:03}",
+            "photo": f"{place}.jpg",
+            "label": mask * 6 + kind,
+            "age": 20,
+        }
         for kind, count in people.items()
         for number in range(count)
         for place, mask in enumerate([0, 0, 0, 0, 0, 1, 2])
@@ -90,7 +95,7 @@ def stage(run: Run) -> Callable[..., str]:
 def test_the_stage_writes_folds_and_the_gates_figures(stage: Callable[..., str]) -> None:
     stage(photos_of(dict.fromkeys(range(6), 10)))
     table = pd.read_csv("out/folds.csv")
-    assert list(table) == ["person", "photo", "label", "fold"]
+    assert list(table) == ["person", "photo", "label", "age", "fold"]
     gate = json.loads(Path("out/metrics.json").read_text())
     assert gate["people_in_two_folds"] == 0
     assert sum(gate["photos"].values()) == 420

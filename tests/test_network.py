@@ -6,6 +6,7 @@ from torch import nn
 
 from stages.errors import UserError
 from stages.learning.network import (
+    SplitHead,
     build,
     count_parameters,
     fit_state,
@@ -124,6 +125,25 @@ def test_each_trainable_parameter_is_in_one_group_and_rates_fall_with_depth() ->
     assert {id(p) for p in grouped} == {id(p) for p in network.parameters() if p.requires_grad}
     assert len(grouped) == len({id(p) for p in grouped})
     assert [tuple(p.shape) for p in groups[-1]["params"]] == [(18, 512), (18,)]  # type: ignore[attr-defined]
+
+
+def test_a_split_head_is_the_product_of_three() -> None:
+    network = build("resnet18", SIZE, "split")
+    head = network.get_submodule("fc")
+    assert isinstance(head, SplitHead)
+    features = torch.randn(5, 512)
+    mask, gender, age = (
+        part.softmax(dim=1)
+        for part in nn.functional.linear(features, head.weight, head.bias).split([3, 2, 3], dim=1)
+    )
+    product = mask[:, :, None, None] * gender[:, None, :, None] * age[:, None, None, :]
+    probabilities = head(features).softmax(dim=1)
+    assert torch.allclose(probabilities, product.flatten(1), atol=1e-6)
+    label = 1 * 6 + 1 * 3 + 2  # worn wrongly, a woman, 60 and over
+    assert torch.allclose(probabilities[:, label], mask[:, 1] * gender[:, 1] * age[:, 2])
+    assert network(torch.randn(2, 3, SIZE, SIZE)).shape == (2, CLASSES)
+    freeze(network, "layer4")
+    assert count_parameters(network)["trainable"] == 512 * 8 + 8
 
 
 def test_random_weights_follow_the_seed_alone() -> None:

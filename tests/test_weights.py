@@ -40,7 +40,7 @@ def written() -> dict[str, torch.Tensor]:
 
 
 def pretrained(seed: int = 5) -> nn.Module:
-    return build(MODEL, 48, seed)
+    return build(MODEL, 48, seed=seed)
 
 
 def test_random_weights_follow_from_the_seed(weigh: Run, change: Change) -> None:

@@ -1,10 +1,12 @@
 """Training one network: epochs, early stopping, the best epoch kept, each epoch a checkpoint."""
 
+import contextlib
 import copy
 import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,10 +14,13 @@ import torch
 from sklearn.metrics import f1_score
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from stages.errors import UserError
+from stages.learning.balance import batches, class_counts, photo_losses, steps_per_epoch
 from stages.learning.checkpoint import Checkpoint
 from stages.learning.inputs import Inputs
+from stages.learning.mix import mix
 from stages.learning.network import (
     State,
     freeze,
@@ -49,6 +54,7 @@ class Run:
     micro_batch: int
     last_state: State
     best_state: State
+    average: State
     best_score: float = -math.inf
     best_epoch: int = -1
     history: list[dict[str, float]] = field(default_factory=list)
@@ -58,6 +64,7 @@ class Run:
         cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
         return {
             "network": self.last_state,
+            "average": self.average,
             "optimizer": copy.deepcopy(self.optimizer.state_dict()),
             "scheduler": copy.deepcopy(self.scheduler.state_dict()),
             "random": [self.generator.get_state(), torch.get_rng_state(), *cuda],
@@ -69,6 +76,7 @@ class Run:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go back to where `state_dict` was called."""
         self.network.load_state_dict(state["network"], strict=False)
+        self.average = state["average"]
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         own, of_cpu, *of_cuda = (numbers.cpu() for numbers in state["random"])
@@ -85,6 +93,7 @@ def fit(
     inputs_of: Callable[[nn.Module], Inputs],
     training: Tensor,
     validation: Tensor,
+    training_labels: Tensor,
     params: TrainParams,
     seed: int,
     checkpoint: Checkpoint,
@@ -98,6 +107,7 @@ def fit(
         network: on its device.
         inputs_of: gives what is fed to the network as it is frozen at the time.
         training, validation: places of the photos (int64), on that device.
+        training_labels: labels of all photos (N, int64) as the network is to learn them, there too.
         seed: of the order of the photos and of the augmentation.
         report: is given a line for each epoch.
 
@@ -107,7 +117,7 @@ def fit(
     """
     torch.manual_seed(seed)  # dropout and stochastic depth draw from the global generator
     freeze(network, params.freeze)
-    steps = math.ceil(len(training) / params.batch_size)
+    steps = steps_per_epoch(class_counts(training_labels[training]), params)
     optimizer = make_optimizer(network, params)
     scheduler = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: learning_rate_factor(step, steps * params.epochs, params.warmup)
@@ -120,6 +130,7 @@ def fit(
         params.batch_size if params.micro_batch == "auto" else params.micro_batch,
         last_state=trained_state(network),
         best_state=trained_state(network),
+        average=floats(trained_state(network)) if params.ema else {},
     )
     saved = checkpoint.load(training.device)
     if saved is not None:
@@ -137,8 +148,11 @@ def fit(
             freeze(network, point)
             inputs = inputs_of(network)
         start = time.perf_counter()
-        train_loss = train_epoch(run, inputs, training, params)
-        scores = evaluate(inputs, validation)
+        train_loss = train_epoch(run, inputs, training, training_labels[training], params)
+        run.last_state = trained_state(network)
+        with averaged(run):
+            scores = evaluate(inputs, validation)
+            shown_state = trained_state(network) if run.average else run.last_state
         check_finite(torch.tensor([scores["loss"]]), steps * (epoch + 1) - 1, params)
         run.history.append(
             {
@@ -149,11 +163,10 @@ def fit(
                 "validation_accuracy": scores["accuracy"],
             }
         )
-        run.last_state = trained_state(network)
         score = -scores["loss"] if params.stop_on == "loss" else scores["macro_f1"]
         if score > run.best_score:
             run.best_score, run.best_epoch = score, epoch
-            run.best_state = run.last_state  # once in memory, and once in the checkpoint
+            run.best_state = shown_state
         checkpoint.save(run.state_dict())
         report(
             f"epoch {epoch + 1}/{params.epochs}: loss {train_loss:.3f}, validation loss "
@@ -165,29 +178,57 @@ def fit(
     return Fitted(inputs, run.best_epoch, run.history)
 
 
-def train_epoch(run: Run, inputs: Inputs, training: Tensor, params: TrainParams) -> float:
-    """One epoch; gives the mean loss of its steps.
+def floats(state: State) -> State:
+    """What of a state can be averaged, which BatchNorm's count of batches cannot."""
+    return {name: tensor for name, tensor in state.items() if tensor.is_floating_point()}
+
+
+@contextlib.contextmanager
+def averaged(run: Run) -> Iterator[None]:
+    """The network with the moving average of its weights, where there is one."""
+    if run.average:
+        run.network.load_state_dict(run.average, strict=False)
+    yield
+    if run.average:
+        run.network.load_state_dict(run.last_state, strict=False)
+
+
+def train_epoch(
+    run: Run, inputs: Inputs, training: Tensor, labels: Tensor, params: TrainParams
+) -> float:
+    """One epoch over the photos at the places `training`; gives the mean loss of its steps.
 
     Raises:
         UserError: as `fit`.
     """
     set_training(run.network)
-    labels = inputs.photos.labels[training]
+    counts = class_counts(labels)
+    late = len(run.history) >= params.reweight_from * params.epochs
     drawn = list(batches(labels, params, run.generator))
+    now = run.network.state_dict()
+    follow = get_ema_multi_avg_fn(params.ema)
     losses = torch.zeros(len(drawn), device=labels.device)
     epoch = len(run.history)
     label = f"epoch {epoch + 1}/{params.epochs}: batches"
     for step, chosen in enumerate(progress(drawn, len(drawn), label)):
         batch = inputs.augmented(training[chosen], run.generator)
-        losses[step] = backward(run, inputs, batch, labels[chosen], params)
+        batch, targets = mix(batch, functional.one_hot(labels[chosen], CLASSES).float(), params)
+        loss_of = partial(photo_losses, counts=counts, params=params, late=late)
+        losses[step] = backward(run, inputs, batch, targets, loss_of)
         run.optimizer.step()
         run.scheduler.step()
+        if run.average:
+            follow(list(run.average.values()), [now[name] for name in run.average], 0)
     check_finite(losses, epoch * len(drawn), params)
     return losses.mean().item()
 
 
 def backward(
-    run: Run, inputs: Inputs, batch: Tensor, labels: Tensor, params: TrainParams
+    run: Run,
+    inputs: Inputs,
+    batch: Tensor,
+    targets: Tensor,
+    loss_of: Callable[[Tensor, Tensor], Tensor],
 ) -> Tensor:
     """Gradients of the mean loss of a batch, in micro-batches that fit into memory; the loss.
 
@@ -199,19 +240,13 @@ def backward(
     """
     while True:
         run.optimizer.zero_grad(set_to_none=True)
-        total = torch.zeros((), device=labels.device)
+        total = torch.zeros((), device=targets.device)
         pieces = math.ceil(len(batch) / run.micro_batch)
         try:
             for some, their in zip(
-                batch.tensor_split(pieces), labels.tensor_split(pieces), strict=True
+                batch.tensor_split(pieces), targets.tensor_split(pieces), strict=True
             ):
-                losses = functional.cross_entropy(
-                    inputs.forward(some),
-                    their,
-                    reduction="sum",
-                    label_smoothing=params.label_smoothing,
-                )
-                loss = losses / len(batch)
+                loss = loss_of(inputs.forward(some), their).sum() / len(batch)
                 loss.backward()
                 total += loss.detach()
             return total
@@ -226,22 +261,6 @@ def backward(
         run.micro_batch = max(1, min(run.micro_batch, len(batch)) // 2)
         print(f"out of memory: goes on with micro-batches of {run.micro_batch}", flush=True)
         torch.cuda.empty_cache()
-
-
-def batches(labels: Tensor, params: TrainParams, generator: torch.Generator) -> Iterator[Tensor]:
-    """Indices of the photos of each batch of an epoch: each photo once, or drawn by class.
-
-    With `balanced_sampling`, every class is as likely as any other. Batches differ in size by one
-    at the most: BatchNorm has no variance to take from a last batch of a single photo.
-    """
-    if params.balanced_sampling:
-        weight = 1 / torch.bincount(labels, minlength=CLASSES).clamp(min=1)
-        order = torch.multinomial(
-            weight[labels], len(labels), replacement=True, generator=generator
-        )
-    else:
-        order = torch.randperm(len(labels), generator=generator, device=labels.device)
-    yield from order.tensor_split(math.ceil(len(labels) / params.batch_size))
 
 
 def make_optimizer(network: nn.Module, params: TrainParams) -> torch.optim.Optimizer:
@@ -266,11 +285,11 @@ def learning_rate_factor(step: int, total: int, warmup: float) -> float:
 
 def evaluate(inputs: Inputs, photos: Tensor) -> dict[str, float]:
     """Loss (cross entropy, no smoothing), macro F1 and accuracy, without augmentation."""
-    logits = inputs.predict(photos)
+    log_probabilities = inputs.predict(photos)
     labels = inputs.photos.labels[photos].cpu()
-    predicted = logits.argmax(dim=1)
+    predicted = log_probabilities.argmax(dim=1)
     return {
-        "loss": functional.cross_entropy(logits, labels).item(),
+        "loss": functional.nll_loss(log_probabilities, labels).item(),
         "macro_f1": float(
             f1_score(
                 labels, predicted, labels=range(CLASSES), average="macro", zero_division=np.nan

@@ -1,8 +1,10 @@
 """What is fed to the part of the network that trains: photos, or features of a frozen prefix."""
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,6 +17,7 @@ from stages.learning.feature_store import FeatureStore
 from stages.learning.fingerprint import fingerprint
 from stages.learning.network import split
 from stages.params import TrainParams
+from stages.photos.labels import CLASSES
 from stages.progress import progress
 
 CHUNK = 128
@@ -74,18 +77,30 @@ class Inputs:
 
     @torch.no_grad()
     def predict(self, rows: Tensor) -> Tensor:
-        """Logits (R x 18, float32, on the CPU) of photos as they are, in evaluation mode."""
+        """Log-probabilities (R x 18, float32, on the CPU) without augmentation.
+
+        With `flip_at_test`, those of the mean over the photos and their mirror images.
+        """
         self.rest.eval()
-        logits = [torch.empty(0, 0)]
+        found = [torch.empty(0, CLASSES)]
         for chosen in rows.split(CHUNK):
-            with self.hardware.autocast():
-                if self.plain is not None:
-                    batch = self._kept(self.plain, torch.zeros_like(chosen), chosen)
-                else:
-                    batch = normalise(self.hardware.gather(self.photos.pixels, chosen))
-                    batch = batch if self.prefix is None else self.prefix(batch)
-                logits.append(self.rest(batch).float().cpu())
-        return torch.cat(logits[1:])
+            views = [
+                self._logits_as_they_are(chosen, mirrored).log_softmax(dim=1)
+                for mirrored in range(1 + self.params.flip_at_test)
+            ]
+            found.append((torch.stack(views).logsumexp(dim=0) - math.log(len(views))).cpu())
+        return torch.cat(found)
+
+    def _logits_as_they_are(self, rows: Tensor, mirrored: int) -> Tensor:
+        with self.hardware.autocast():
+            if self.plain is not None:
+                batch = self._kept(self.plain, torch.full_like(rows, mirrored), rows)
+            else:
+                pixels = self.hardware.gather(self.photos.pixels, rows)
+                batch = normalise(pixels.flip(2) if mirrored else pixels)
+                batch = batch if self.prefix is None else self.prefix(batch)
+            logits: Tensor = self.rest(batch)
+        return logits.float()
 
     def _kept(self, features: Tensor, view: Tensor, rows: Tensor) -> Tensor:
         place = view * len(self.photos) + rows
@@ -110,11 +125,10 @@ def prepare(
     prefix, rest = split(network)
     prefix.eval()
 
-    def kept(views: int) -> Tensor | None:
-        return _keep_features(prefix, photos, params, hardware, store, views)
-
-    views = kept(params.cached_views) if params.cached_views else None
-    return Inputs(photos, params, hardware, prefix, rest, kept(0), views)
+    keep = partial(_keep_features, prefix, photos, params, hardware, store)
+    views = keep(params.cached_views, augmented=True) if params.cached_views else None
+    plain = keep(1 + params.flip_at_test, augmented=False)
+    return Inputs(photos, params, hardware, prefix, rest, plain, views)
 
 
 def _keep_features(
@@ -124,17 +138,21 @@ def _keep_features(
     hardware: Hardware,
     store: FeatureStore,
     views: int,
+    augmented: bool,
 ) -> Tensor | None:
-    """Outputs of the prefix (V x N x ..., channels last) for `views` augmented views of all photos.
+    """Outputs of the prefix (V x N x ..., channels last) for `views` views of all photos.
 
-    With 0 views, for the photos as they are (V = 1); None where the store has no room for those.
-    The views depend on the seed alone, not on the fold, so that all folds share them.
+    Augmented ones, or the photos as they are and, as a second view, mirrored; None where the store
+    has no room for those. They depend on the seed alone, not on the fold: all folds share them.
     """
     generator = torch.Generator(hardware.device)
 
-    def compute(rows: Tensor) -> Tensor:
+    def compute(view: int, rows: Tensor) -> Tensor:
         pixels = hardware.gather(photos.pixels, rows)
-        images = augment(pixels, params, generator) if views else normalise(pixels)
+        if augmented:
+            images = augment(pixels, params, generator)
+        else:
+            images = normalise(pixels.flip(2) if view else pixels)
         with torch.no_grad(), hardware.autocast():
             features: Tensor = prefix(images)
         return features.to(hardware.dtype).movedim(1, -1)
@@ -142,17 +160,18 @@ def _keep_features(
     def compute_all() -> Iterator[Tensor]:
         generator.manual_seed(params.seed)
         everything = torch.arange(len(photos), device=hardware.device)
-        chunks = list(everything.split(CHUNK)) * max(views, 1)
-        yield from map(compute, progress(chunks, len(chunks), "features: batches"))
+        chunks = list(itertools.product(range(views), everything.split(CHUNK)))
+        shown = progress(chunks, len(chunks), "features: batches")
+        yield from itertools.starmap(compute, shown)
 
-    one = compute(torch.zeros(1, dtype=torch.long, device=hardware.device))
-    shape = (max(views, 1), len(photos), *one.shape[1:])
+    one = compute(0, torch.zeros(1, dtype=torch.long, device=hardware.device))
+    shape = (views, len(photos), *one.shape[1:])
     augmentation = (params.seed, params.shift, params.flip, params.brightness, params.erasing)
-    facts = (photos.sha256, str(prefix), shape, augmentation if views else "as they are")
+    facts = (photos.sha256, str(prefix), shape, augmentation if augmented else "as they are")
     key = fingerprint(facts, prefix.state_dict(), CODE, hardware)
     kept = store.get(key, shape, hardware.dtype, compute_all)
     if kept is None:
-        if not views:
+        if not augmented:
             return None
         size = math.prod(shape) * hardware.dtype.itemsize / 1e9
         raise UserError(

@@ -8,8 +8,8 @@ from torch import Tensor, fx, nn
 from torchvision.models.vision_transformer import VisionTransformer, interpolate_embeddings
 
 from stages.errors import UserError
-from stages.params import TrainParams
-from stages.photos.labels import CLASSES
+from stages.params import Heads, TrainParams
+from stages.photos.labels import AGE_GROUPS, CLASSES, GENDERS, MASKS
 
 State = dict[str, Tensor]
 
@@ -23,11 +23,31 @@ POSITIONS = "encoder.pos_embedding"
 NORMS = (nn.BatchNorm2d, nn.LayerNorm)
 
 
-def build(model: str, size: int, seed: int = 0) -> nn.Module:
+class SplitHead(nn.Linear):
+    """A head for mask, gender and age apart (3 + 2 + 3 outputs), whose sums are 18 logits.
+
+    The softmax over the sums is the product of the three softmaxes, and the cross entropy the sum
+    of the three.
+    """
+
+    SIZES = (len(MASKS), len(GENDERS), AGE_GROUPS)
+
+    def __init__(self, features: int) -> None:
+        super().__init__(features, sum(self.SIZES))
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Logits (B x 18) of features (B x F)."""
+        mask, gender, age = super().forward(input).split(self.SIZES, dim=-1)
+        joint: Tensor = mask[:, :, None, None] + gender[:, None, :, None] + age[:, None, None, :]
+        return joint.flatten(1)
+
+
+def build(model: str, size: int, heads: Heads = "joint", seed: int = 0) -> nn.Module:
     """A torchvision network with 18 outputs and random weights, drawn from `seed`.
 
     Args:
         size: side of the crops in pixels, which a vision transformer has to know.
+        heads: one head of 18 classes, or mask, gender and age apart.
 
     Raises:
         UserError: if the network cannot take crops of that size.
@@ -42,6 +62,11 @@ def build(model: str, size: int, seed: int = 0) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network: nn.Module = torchvision.models.get_model(model, weights=None, **options)
+        if heads == "split":
+            head = head_name(network)
+            joint = network.get_submodule(head)
+            assert isinstance(joint, nn.Linear)
+            network.set_submodule(head, SplitHead(joint.in_features))
     return network
 
 
@@ -227,7 +252,7 @@ def fit_state(network: nn.Module, state: Mapping[str, Tensor], source: str) -> S
 
     A vision transformer's position embedding is interpolated to the network's size.
 
-    The head is taken over only where it has 18 outputs; a file without one is fine.
+    The head is taken over only where it has as many outputs; a file without one is fine.
 
     Raises:
         UserError: naming tensors that the file lacks, has beside the network's, or of another
