@@ -4,7 +4,7 @@ VENV := .venv
 SHELL := /bin/bash
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: run test benchmark lint setup
+.PHONY: run test benchmark freeze-ladder lint setup
 
 run: setup
 	dvc repro
@@ -18,6 +18,10 @@ DATA ?= data/sample/train
 benchmark: setup
 	test -e $(DATA) || dvc repro sample
 	python -m benchmarks.training $(DATA) --out benchmark.json
+
+# An experiment for each freeze point, in DVC's queue; then a table and a chart in ladder/.
+freeze-ladder: setup
+	python -m benchmarks.freeze_ladder ladder
 
 lint: setup
 	ruff check stages tests benchmarks

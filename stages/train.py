@@ -14,6 +14,7 @@ Writes to the output folder:
 import os
 import signal
 import threading
+import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -107,6 +108,7 @@ def main(
     out: Annotated[Path, typer.Argument(help="Folder to write to")],
 ) -> None:
     """Train on all folds but FOLD, and predict FOLD."""
+    start = time.perf_counter()
     end_on_interrupt(fold)
     params = read_params()
     hardware = choose_hardware(params.train.device, params.train.precision, "train.device")
@@ -179,7 +181,8 @@ def main(
     checkpoint.delete()
     print(
         f"train fold {fold}: macro F1 {scores['validation']['macro_f1']:.3f} "
-        f"(training {scores['train']['macro_f1']:.3f}), epoch {fitted.epoch + 1} kept"
+        f"(training {scores['train']['macro_f1']:.3f}), epoch {fitted.epoch + 1} kept, "
+        f"{time.perf_counter() - start:.1f} s"
     )
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from PIL import Image
 from ruamel.yaml import YAML
 
 from tests.conftest import ROOT
@@ -194,6 +195,22 @@ def test_a_sweep_is_queued_and_run(project: Project) -> None:
         time.sleep(1)
     assert status.count("Success") == 2, status
     project.run("dvc", "queue", "stop", "--kill")
+
+
+def test_the_freeze_ladder_compares_freeze_points(project: Project) -> None:
+    ladder = [sys.executable, "-m", "benchmarks.freeze_ladder", "ladder"]
+    output = project.run(*ladder, "--points", "layer3,layer4")
+    assert "ladder-layer4 is done" in output
+    table = pd.read_csv(project.folder / "ladder/ladder.csv")
+    assert table["freeze"].to_list() == ["layer3", "layer4"]
+    assert table["trainable"].to_list() == [8_402_962, 9_234]
+    assert (table["low"] <= table["macro_f1"]).all()
+    assert (table["seconds"] > 0).all()
+    with Image.open(project.folder / "ladder/ladder.png") as picture:
+        assert picture.width > 500
+    output = project.run(*ladder, "--points", "layer9", code=1)
+    assert "ladder-layer9 has failed: error: train.freeze: this network has no part" in output
+    assert project.run("git", "status", "--porcelain") == ""
 
 
 def test_an_error_is_one_line_and_keeps_the_earlier_results(project: Project) -> None:

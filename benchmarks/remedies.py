@@ -1,0 +1,156 @@
+"""Remedies against imbalance and overfitting, each against the default, on the photos at hand.
+
+    dvc repro crop folds weights
+    python -m benchmarks.remedies results/remedies
+
+Trains all folds of the workspace's data with `train` as params.yaml has it and once more for each
+remedy, and prints macro F1 with its interval and the difference to the default, paired by person.
+What is in the folder already is not done again, so that a run can be stopped and continued.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from ruamel.yaml import YAML
+
+from stages.params import read_params
+from stages.photos.tables import PROBABILITIES
+from stages.scoring.metrics import (
+    Counts,
+    accuracy,
+    confusion_by_person,
+    interval,
+    macro_f1,
+    paired_difference,
+    resample_people,
+)
+from stages.scoring.out_of_fold import read_out_of_fold
+from stages.scoring.tau import nested
+
+REMEDIES: dict[str, dict[str, Any]] = {
+    "default": {},
+    "balanced, strength 0.5": {"sampler": "balanced", "sampler_strength": 0.5},
+    "balanced, strength 1": {"sampler": "balanced"},
+    "undersampled, strength 0.5": {"sampler": "undersampled", "sampler_strength": 0.5},
+    "class_weighted": {"loss": "class_weighted"},
+    "effective_number": {"loss": "effective_number"},
+    "focal": {"loss": "focal"},
+    "logit_adjusted, tau 0.5": {"loss": "logit_adjusted", "tau": 0.5},
+    "logit_adjusted, tau 1": {"loss": "logit_adjusted"},
+    "ldam": {"loss": "ldam"},
+    "heads split": {"heads": "split"},
+    "mixup": {"mix": "mixup"},
+    "cutmix": {"mix": "cutmix"},
+    "ema 0.98": {"ema": 0.98},
+    "flip_at_test": {"flip_at_test": True},
+    "old_from 58": {"old_from": 58},
+    "stop_on macro_f1": {"stop_on": "macro_f1"},
+    "head_epochs 1": {"head_epochs": 1},
+    "unfreeze_every 1": {"head_epochs": 1, "unfreeze_every": 1},
+    "lr_decay 0.7": {"lr_decay": 0.7},
+    "erasing 0.5": {"erasing": 0.5},
+}
+
+ROOT = Path(__file__).parents[1]
+
+
+def train_all(changes: dict[str, Any], out: Path, jobs: int) -> float:
+    """Train all folds with these changes to `train`, `jobs` at a time; the seconds it took."""
+    work = out.with_name(out.name + ".work")
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    params = YAML(typ="safe").load(Path("params.yaml"))
+    params["train"] |= changes
+    # Files are named from the folder that the command was started in.
+    source = params["weights"]["source"]
+    if source not in ("none", "imagenet"):
+        params["weights"]["source"] = str(Path(source).resolve())
+    YAML(typ="safe").dump(params, work / "params.yaml")
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(threads)}
+
+    def stage(*arguments: object) -> None:
+        subprocess.run(
+            [sys.executable, "-m", *map(str, arguments)],
+            cwd=work,
+            env=environment,
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
+
+    start = time.perf_counter()
+    data = Path("data").resolve()
+    stage("stages.weights", data / "pretrained", "weights")
+    tables = [data / "crop/train.npy", data / "folds/folds.csv", "weights/initial.safetensors"]
+    with ThreadPoolExecutor(jobs) as pool:
+        list(
+            pool.map(
+                lambda fold: stage("stages.train", fold, *tables, f"fold{fold}"),
+                params["folds"]["index"],
+            )
+        )
+    seconds = time.perf_counter() - start
+    for weights in work.rglob("*.safetensors"):
+        weights.unlink()
+    work.rename(out)
+    return seconds
+
+
+def score(folder: Path) -> tuple[Counts, Counts]:
+    """Confusion counts by person of the out-of-fold predictions: as they are, and with tau."""
+    table = read_out_of_fold(folder, read_params().folds.index)
+    probabilities, labels = table[PROBABILITIES].to_numpy(), table["label"].to_numpy()
+    people = table["person"].to_numpy(str)
+    tuned = nested(probabilities, labels, table["fold"].to_numpy())
+    return (
+        confusion_by_person(labels, probabilities.argmax(axis=1), people),
+        confusion_by_person(labels, tuned, people),
+    )
+
+
+def main(
+    out: Annotated[Path, typer.Argument(help="Folder for the folds' results")],
+    only: Annotated[str, typer.Option(help="Remedies of these names, with ; between them")] = "",
+    jobs: Annotated[int, typer.Option(help="Folds trained at a time")] = 2,
+) -> None:
+    """Compare each remedy with the default on the crops, folds and weights of the workspace."""
+    knobs = read_params().aggregate
+    wanted = [name for name in REMEDIES if not only or name in ["default", *only.split(";")]]
+    table = Table("remedy", "macro F1 (95%)", "accuracy", "against the default (95%)",
+                  "with tau tuned", "minutes")  # fmt: skip
+    default: Counts | None = None
+    for name in wanted:
+        folder = out / name.replace(" ", "_").replace(",", "")
+        if not folder.exists():
+            print(f"{name}: trains", flush=True)
+            seconds = train_all(REMEDIES[name], folder, jobs)
+            (folder / "seconds.json").write_text(json.dumps(seconds))
+        plain, tuned = score(folder)
+        default = plain if default is None else default
+        low, high = interval(macro_f1(resample_people(plain, knobs.bootstrap, knobs.seed)))
+        difference = paired_difference(plain, default, knobs.bootstrap, knobs.seed)
+        counts = plain.sum(axis=0)
+        minutes = json.loads((folder / "seconds.json").read_text()) / 60
+        table.add_row(
+            name,
+            f"{macro_f1(counts):.3f} ({low:.3f} to {high:.3f})",
+            f"{accuracy(counts):.3f}",
+            "{:+.3f} ({:+.3f} to {:+.3f})".format(*difference),
+            f"{macro_f1(tuned.sum(axis=0)):.3f}",
+            f"{minutes:.1f}",
+        )
+        Console(width=130).print(table)
+
+
+if __name__ == "__main__":
+    typer.run(main)
