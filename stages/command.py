@@ -17,6 +17,8 @@ CANNOT_WRITE = {
     errno.EFBIG: "the file would be larger than this system allows",
     errno.EROFS: "the file system is read-only",
     errno.EACCES: "permission denied: check the owner of the folder",
+    errno.EEXIST: "a file is in the way of a folder: move it",
+    errno.ENOTDIR: "a file is in the way of a folder: move it",
     errno.EPERM: "permission denied: check the owner of the folder",
 }
 

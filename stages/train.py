@@ -130,6 +130,12 @@ def main(
             "cached: set train.cached_views to 0, or train.mix to none"
         )
 
+    if params.train.batch_size > len(training):
+        print(
+            f"train.batch_size: {params.train.batch_size} is more than the {len(training)} photos: "
+            "one batch an epoch"
+        )
+
     network = build(params.weights.model, photos.pixels.shape[1], params.train.heads)
     load_network(network, initial)
     network.to(memory_format=torch.channels_last).to(hardware.device)

@@ -265,6 +265,25 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(knobs: Knobs
         train(small(), knobs(optimizer="sgd", head_lr=1e30, backbone_lr=1e30, warmup=0.0))
 
 
+def test_a_gradient_that_is_not_finite_stops_the_run_and_names_the_step(knobs: Knobs) -> None:
+    """A loss that is finite may have a gradient that is not, as at the end of a square root."""
+
+    class Edge(nn.Module):
+        def __init__(self, network: nn.Module) -> None:
+            super().__init__()
+            self.network = network
+
+        def forward(self, batch: Tensor) -> Tensor:
+            logits: Tensor = self.network(batch)
+            return logits + (logits * 0).sqrt()
+
+    def change(inputs: Inputs) -> Inputs:
+        return dataclasses.replace(inputs, rest=Edge(inputs.rest))
+
+    with pytest.raises(UserError, match=r"gradient is nan at step 1, with train.head_lr"):
+        train(small(), knobs(), change_inputs=change)
+
+
 def test_the_learning_rate_rises_and_falls() -> None:
     rates = [fit.learning_rate_factor(step, 100, 0.1) for step in range(101)]
     assert rates.index(max(rates)) == 10

@@ -244,6 +244,25 @@ def kill_when(project: Project, start: str, seconds: float) -> list[str]:
     return finished
 
 
+def test_ctrl_c_ends_at_once_and_says_what_is_kept(project: Project) -> None:
+    project.set(train={"epochs": 30, "patience": 30})
+    with subprocess.Popen(
+        ["dvc", "repro"], cwd=project.folder, env=ENVIRONMENT, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        next(line for line in process.stdout if line.startswith("fold 0 epoch 2/"))
+        os.killpg(process.pid, signal.SIGINT)
+        process.wait(timeout=2)
+        said = process.stdout.read()
+    assert "stopped: the finished epochs of fold 0 are kept" in said
+    assert "Traceback" not in said
+    project.set(train={"epochs": 2})
+    assert "of other code, data or parameters: set aside" in project.run("dvc", "repro")
+    project.run("git", "checkout", "-q", ".")
+    project.run("dvc", "checkout")
+
+
 @pytest.mark.parametrize(
     ("start", "seconds"),
     [

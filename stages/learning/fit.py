@@ -14,6 +14,7 @@ import torch
 from sklearn.metrics import f1_score
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils import get_total_norm
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from stages.errors import UserError
@@ -153,7 +154,8 @@ def fit(
         with averaged(run):
             scores = evaluate(inputs, validation)
             shown_state = trained_state(network) if run.average else run.last_state
-        check_finite(torch.tensor([scores["loss"]]), steps * (epoch + 1) - 1, params)
+        loss = {"validation loss": torch.tensor([scores["loss"]])}
+        check_finite(loss, steps * (epoch + 1) - 1, params)
         run.history.append(
             {
                 "epoch": epoch,
@@ -207,7 +209,8 @@ def train_epoch(
     drawn = list(batches(labels, params, run.generator))
     now = run.network.state_dict()
     follow = get_ema_multi_avg_fn(params.ema)
-    losses = torch.zeros(len(drawn), device=labels.device)
+    losses, norms = torch.zeros(2, len(drawn), device=labels.device)
+    trainable = [parameter for parameter in run.network.parameters() if parameter.requires_grad]
     epoch = len(run.history)
     label = f"epoch {epoch + 1}/{params.epochs}: batches"
     for step, chosen in enumerate(progress(drawn, len(drawn), label)):
@@ -215,12 +218,13 @@ def train_epoch(
         batch, targets = mix(batch, functional.one_hot(labels[chosen], CLASSES).float(), params)
         loss_of = partial(photo_losses, counts=counts, params=params, late=late)
         losses[step] = backward(run, inputs, batch, targets, loss_of)
+        norms[step] = get_total_norm([p.grad for p in trainable if p.grad is not None])
         run.optimizer.step()
         run.scheduler.step()
         if run.average:
             follow(list(run.average.values()), [now[name] for name in run.average], 0)
-    check_finite(losses, epoch * len(drawn), params)
-    return losses.mean().item()
+    check_finite({"loss": losses, "gradient": norms}, epoch * len(drawn), params)
+    return float(losses.mean())
 
 
 def backward(
@@ -299,17 +303,25 @@ def evaluate(inputs: Inputs, photos: Tensor) -> dict[str, float]:
     }
 
 
-def check_finite(losses: Tensor, first_step: int, params: TrainParams) -> None:
+def check_finite(figures: dict[str, Tensor], first_step: int, params: TrainParams) -> None:
     """Stop a run that has diverged; one look an epoch, since each would hold up a GPU.
+
+    Args:
+        figures: losses and norms of gradients, one for each step from `first_step` on.
 
     Raises:
         UserError: naming the step, the learning rates, and what to try.
     """
-    bad = (~losses.isfinite()).nonzero()
-    if len(bad):
-        at = int(bad[0])
+    bad = [
+        (step, what, value)
+        for what, values in figures.items()
+        for step, value in enumerate(values.tolist(), start=first_step + 1)
+        if not math.isfinite(value)
+    ]
+    if bad:
+        step, what, value = min(bad, key=lambda each: each[0])
         raise UserError(
-            f"the loss is {losses[at].item()} at step {first_step + at + 1}, with train.head_lr "
+            f"the {what} is {value} at step {step}, with train.head_lr "
             f"{params.head_lr:g} and train.backbone_lr {params.backbone_lr:g}: try a tenth of "
             "them, more train.warmup, or train.precision: fp32"
         )
