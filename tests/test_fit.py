@@ -151,6 +151,18 @@ def test_the_head_trains_first_and_then_one_part_more_at_a_time(knobs: Knobs) ->
     assert seen == [set(), {"fc"}, {"layer4", "fc"}]
 
 
+def test_the_best_epoch_comes_back_whole_though_more_trained_after_it(knobs: Knobs) -> None:
+    """The head's first epoch is the best here: what the second did to the backbone is undone."""
+    network = build("resnet18", 32)
+    before = weights(network)
+    params = knobs(epochs=2, head_epochs=1, head_lr=1e-4, backbone_lr=10.0)
+    fitted = train(network, params)[0]
+    assert fitted.epoch == 0
+    assert moved(before, weights(network)) == {"fc"}
+    now = fit.evaluate(fitted.inputs, HELD_OUT)
+    assert now["loss"] == pytest.approx(fitted.history[0]["validation_loss"], rel=1e-4)
+
+
 def test_cached_views_without_augmentation_equal_no_cache_to_rounding(knobs: Knobs) -> None:
     plain = {"shift": 0.0, "flip": 0.0, "brightness": 0.0, "erasing": 0.0, "freeze": "layer3"}
     networks = [build("resnet18", 32), build("resnet18", 32)]
@@ -236,7 +248,7 @@ def test_micro_batches_may_be_asked_for(knobs: Knobs) -> None:
 
 @pytest.mark.parametrize("after", [1, 2, 3])
 def test_an_interrupted_run_goes_on_to_the_same_weights(knobs: Knobs, after: int) -> None:
-    params = knobs(epochs=4, patience=1, erasing=0.5, head_epochs=2)
+    params = knobs(epochs=4, patience=1, erasing=0.5, head_epochs=2, ema=0.9, mix="mixup")
     whole, interrupted, again = small(), small(), small()
     expected = train(whole, params)[0]
     Path("fold0.checkpoint").unlink()

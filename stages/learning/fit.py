@@ -28,7 +28,7 @@ from stages.learning.network import (
     frozen_upto,
     parameter_groups,
     set_training,
-    trained_state,
+    trained_names,
 )
 from stages.params import TrainParams
 from stages.photos.labels import CLASSES
@@ -46,26 +46,35 @@ class Fitted:
 
 @dataclass
 class Run:
-    """What changes in the course of a run, and so what a checkpoint holds."""
+    """What changes in the course of a run, and so what a checkpoint holds.
+
+    `names` are those of the tensors that train at any time of it; states hold just these.
+    """
 
     network: nn.Module
     optimizer: torch.optim.Optimizer
     scheduler: torch.optim.lr_scheduler.LRScheduler
     generator: torch.Generator
     micro_batch: int
-    last_state: State
-    best_state: State
-    average: State
+    names: list[str]
+    average: State = field(default_factory=dict)
+    last_state: State = field(default_factory=dict)
+    best_state: State = field(default_factory=dict)
     best_score: float = -math.inf
     best_epoch: int = -1
     history: list[dict[str, float]] = field(default_factory=list)
+
+    def snapshot(self) -> State:
+        """Copies of the network's tensors as they are."""
+        state = self.network.state_dict()
+        return {name: state[name].clone() for name in self.names}
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors, numbers and texts alone, which do not change with the run any more."""
         cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
         return {
             "network": self.last_state,
-            "average": self.average,
+            "average": {name: tensor.clone() for name, tensor in self.average.items()},
             "optimizer": copy.deepcopy(self.optimizer.state_dict()),
             "scheduler": copy.deepcopy(self.scheduler.state_dict()),
             "random": [self.generator.get_state(), torch.get_rng_state(), *cuda],
@@ -129,10 +138,10 @@ def fit(
         scheduler,
         torch.Generator(training.device).manual_seed(seed),
         params.batch_size if params.micro_batch == "auto" else params.micro_batch,
-        last_state=trained_state(network),
-        best_state=trained_state(network),
-        average=floats(trained_state(network)) if params.ema else {},
+        trained_names(network),
     )
+    if params.ema:
+        run.average = {name: t for name, t in run.snapshot().items() if t.is_floating_point()}
     saved = checkpoint.load(training.device)
     if saved is not None:
         run.load_state_dict(saved)
@@ -150,10 +159,10 @@ def fit(
             inputs = inputs_of(network)
         start = time.perf_counter()
         train_loss = train_epoch(run, inputs, training, training_labels[training], params)
-        run.last_state = trained_state(network)
+        run.last_state = run.snapshot()
         with averaged(run):
             scores = evaluate(inputs, validation)
-            shown_state = trained_state(network) if run.average else run.last_state
+            state = run.snapshot() if run.average else run.last_state
         loss = {"validation loss": torch.tensor([scores["loss"]])}
         check_finite(loss, steps * (epoch + 1) - 1, params)
         run.history.append(
@@ -168,7 +177,7 @@ def fit(
         score = -scores["loss"] if params.stop_on == "loss" else scores["macro_f1"]
         if score > run.best_score:
             run.best_score, run.best_epoch = score, epoch
-            run.best_state = shown_state
+            run.best_state = state
         checkpoint.save(run.state_dict())
         report(
             f"epoch {epoch + 1}/{params.epochs}: loss {train_loss:.3f}, validation loss "
@@ -178,11 +187,6 @@ def fit(
     checkpoint.wait()
     network.load_state_dict(run.best_state, strict=False)
     return Fitted(inputs, run.best_epoch, run.history)
-
-
-def floats(state: State) -> State:
-    """What of a state can be averaged, which BatchNorm's count of batches cannot."""
-    return {name: tensor for name, tensor in state.items() if tensor.is_floating_point()}
 
 
 @contextlib.contextmanager

@@ -218,15 +218,14 @@ def count_parameters(network: nn.Module) -> dict[str, int]:
     return {"trainable": sizes[True], "frozen": sizes[False], "total": sum(sizes.values())}
 
 
-def trained_state(network: nn.Module) -> State:
-    """Copies of what training changes: parameters with a gradient, and BatchNorm's statistics."""
-    state = State()
+def trained_names(network: nn.Module) -> list[str]:
+    """Names of what training changes: parameters with a gradient, and BatchNorm's statistics."""
+    names = []
     for name, module in network.named_modules():
         own = dict(module.named_parameters(name, recurse=False))
         if any(parameter.requires_grad for parameter in own.values()):
-            own_state = {**own, **dict(module.named_buffers(name, recurse=False))}
-            state |= {key: tensor.detach().clone() for key, tensor in own_state.items()}
-    return state
+            names += [*own, *dict(module.named_buffers(name, recurse=False))]
+    return names
 
 
 def parameter_groups(
