@@ -130,6 +130,8 @@ def main(
             "cached: set train.cached_views to 0, or train.mix to none"
         )
 
+    if params.train.cached_views and params.train.freeze == "none":
+        print("train.cached_views: nothing is frozen, so that photos are augmented in each epoch")
     if params.train.batch_size > len(training):
         print(
             f"train.batch_size: {params.train.batch_size} is more than the {len(training)} photos: "
