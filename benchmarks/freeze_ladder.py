@@ -4,10 +4,12 @@
 
 Writes `ladder.csv` and `ladder.png` to the folder. The experiments stay, as `ladder-none`,
 `ladder-conv1`, ..., for `dvc exp show`, `dvc exp apply` and the like; those of an earlier ladder
-go. Seconds are those of all folds' training, features included, as each experiment's log has them.
+go. Seconds are those of all folds' training, features included, as each experiment's log has them;
+there are none where DVC had a fold's results already.
 """
 
 import json
+import math
 import re
 import subprocess
 import time
@@ -28,7 +30,7 @@ from stages.learning.network import build, parts
 from stages.params import read_params
 
 SECONDS_OF_FOLD = re.compile(r"^train fold \d+: macro F1 .* ([\d.]+) s$", re.MULTILINE)
-POLL_SECONDS = 2.0
+POLL_SECONDS = 3.0
 
 
 def dvc_command(*arguments: str) -> str:
@@ -44,9 +46,28 @@ def dvc_command(*arguments: str) -> str:
     return result.stdout
 
 
+def queue_status() -> tuple[dict[str, str], int]:
+    """What the queue holds, name -> Queued, Running, Success or Failed; how many workers work."""
+    said = dvc_command("queue", "status")
+    tasks = re.findall(r"^[0-9a-f]{7} +(ladder-\S+) .* (\w+) *$", said, re.MULTILINE)
+    active = re.search(r"^Worker status: (\d+) active", said, re.MULTILINE)
+    return dict(tasks), int(active[1]) if active else 0
+
+
 def queue(points: list[str]) -> dict[str, str]:
-    """Put an experiment for each freeze point into the queue: its name -> the point."""
+    """Put an experiment for each freeze point into the queue: its name -> the point.
+
+    Raises:
+        UserError: if one of an earlier ladder is still running.
+    """
     names = {f"ladder-{point.replace('.', '-')}": point for point in points}
+    tasks, _ = queue_status()
+    running = [name for name, status in tasks.items() if status == "Running"]
+    if running:
+        raise UserError(f"{running[0]} is still running: wait for it, or dvc queue stop --kill")
+    in_queue = sorted(set(tasks) & set(names))
+    if in_queue:
+        dvc_command("queue", "remove", *in_queue)
     earlier = set(dvc_command("exp", "list", "--name-only").split()) & set(names)
     if earlier:
         dvc_command("exp", "remove", *sorted(earlier))
@@ -55,28 +76,38 @@ def queue(points: list[str]) -> dict[str, str]:
     return names
 
 
-def wait_for(names: dict[str, str]) -> None:
-    """Until all experiments are over, with a line for each.
+def wait_for(names: dict[str, str], jobs: int) -> None:
+    """Until all experiments are over, `jobs` of them at a time, with a line for each.
 
     Raises:
-        UserError: if one has failed, with the line that says why.
+        UserError: if one has failed, with the line that says why; if one has left the queue.
     """
     waiting = set(names)
     while waiting:
-        time.sleep(POLL_SECONDS)
-        for line in dvc_command("queue", "status").splitlines():
-            name = next((name for name in waiting if name in line.split()), None)
-            if name is not None and "Failed" in line:
+        tasks, active = queue_status()
+        for name in sorted(waiting):
+            status = tasks.get(name, "gone from the queue")
+            if status == "Failed":
                 log = dvc_command("queue", "logs", name).splitlines()
                 why = [said for said in log if said.startswith("error: ")] or log[-1:]
                 raise UserError(f"{name} has failed: {why[0]}")
-            if name is not None and "Success" in line:
+            if status == "Success":
                 waiting.remove(name)
                 print(f"{name} is done, {len(waiting)} to go", flush=True)
+            elif status not in ("Queued", "Running"):
+                raise UserError(f"{name} is {status}: start again")
+        if waiting and not active:
+            # Again and again: an idle worker that is about to end counts as one that is there.
+            dvc_command("queue", "start", "-j", str(jobs))
+        time.sleep(POLL_SECONDS)
 
 
 def results(names: dict[str, str]) -> pd.DataFrame:
-    """A row for each freeze point: freeze, macro_f1, low, high, trainable (parameters), seconds."""
+    """A row for each freeze point: freeze, macro_f1, low, high, trainable (parameters), seconds.
+
+    Seconds are missing where not all folds were trained: DVC had the results of some already.
+    """
+    folds = len(read_params().folds.index)
     rows = []
     for name, point in names.items():
         metrics: dict[str, Any] = json.loads(dvc.api.read("metrics.json", rev=name))
@@ -88,7 +119,7 @@ def results(names: dict[str, str]) -> pd.DataFrame:
                 "macro_f1": metrics["macro_f1"],
                 **metrics["interval_95"]["macro_f1"],
                 "trainable": fold["parameters"]["trainable"],
-                "seconds": sum(map(float, seconds)),
+                "seconds": sum(map(float, seconds)) if len(seconds) == folds else math.nan,
             }
         )
     return pd.DataFrame(rows)
@@ -100,7 +131,7 @@ def chart(table: pd.DataFrame) -> bytes:
     score = {"type": "quantitative", "title": "macro F1 (95%)", "scale": {"zero": False}}
     frozen = {**point, "title": "frozen up to"}
     specification = {
-        "data": {"values": table.to_dict("records")},
+        "data": {"values": json.loads(table.to_json(orient="records"))},
         "config": {"font": "sans-serif", "background": "white"},
         "vconcat": [
             {
@@ -146,8 +177,7 @@ def main(
     params = read_params()
     everything = ["none", *parts(build(params.weights.model, params.crop.size))]
     names = queue(points.split(",") if points else everything)
-    dvc_command("queue", "start", "-j", str(jobs))
-    wait_for(names)
+    wait_for(names, jobs)
     table = results(names)
     write_table(out / "ladder.csv", table, float_format="%.6g")
     with write_whole(out / "ladder.png") as file:
@@ -155,7 +185,8 @@ def main(
     shown = Table("frozen up to", "macro F1 (95%)", "trainable parameters", "seconds")
     for row in table.to_dict("records"):
         score = f"{row['macro_f1']:.3f} ({row['low']:.3f} to {row['high']:.3f})"
-        shown.add_row(row["freeze"], score, f"{row['trainable']:,}", f"{row['seconds']:.0f}")
+        seconds = "had them" if math.isnan(row["seconds"]) else f"{row['seconds']:.0f}"
+        shown.add_row(row["freeze"], score, f"{row['trainable']:,}", seconds)
     Console().print(shown)
     print(f"chart: {out / 'ladder.png'}")
 
