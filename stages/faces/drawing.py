@@ -22,7 +22,7 @@ Mask = Literal["worn", "incorrect", "not_worn"]
 WIDTH, HEIGHT = 384, 512
 SUPERSAMPLING = 2
 
-GENDER_OVERLAP = 0.35
+GENDER_OVERLAP = 0.55
 """Standard deviation of how a gender shows, where women are at 1 and men at -1 on average."""
 CUE_NOISE = 0.2
 """Standard deviation of each single cue of gender around that."""
