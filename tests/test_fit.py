@@ -178,9 +178,10 @@ def test_cached_views_without_augmentation_equal_no_cache_to_rounding(knobs: Kno
 def test_a_moving_average_is_what_is_kept(knobs: Knobs) -> None:
     """After one step it is the decay times the weights before plus the rest of those after."""
     initial, plain, averaged = small(), small(), small()
-    train(plain, knobs(epochs=1, batch_size=24, warmup=0.0, backbone_lr=0.1))
+    one_step = {"epochs": 1, "batch_size": 24, "warmup": 0.0, "backbone_lr": 0.1}
+    train(plain, knobs(**one_step, ema=0.0))
     Path("fold0.checkpoint").unlink()
-    train(averaged, knobs(epochs=1, batch_size=24, warmup=0.0, backbone_lr=0.1, ema=0.75))
+    train(averaged, knobs(**one_step, ema=0.75))
     for name in ("0.weight", "1.running_mean", "5.bias"):
         before, after = initial.state_dict()[name], plain.state_dict()[name]
         expected = 0.75 * before + 0.25 * after
