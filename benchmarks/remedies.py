@@ -39,6 +39,12 @@ from stages.scoring.tau import nested
 
 REMEDIES: dict[str, dict[str, Any]] = {
     "default": {},
+    "heads joint": {"heads": "joint"},
+    "ema 0": {"ema": 0.0},
+    "flip_at_test false": {"flip_at_test": False},
+    "head_epochs 0": {"head_epochs": 0},
+    "unfreeze_every 1": {"unfreeze_every": 1},
+    "lr_decay 0.7": {"lr_decay": 0.7},
     "balanced, strength 0.5": {"sampler": "balanced", "sampler_strength": 0.5},
     "balanced, strength 1": {"sampler": "balanced"},
     "undersampled, strength 0.5": {"sampler": "undersampled", "sampler_strength": 0.5},
@@ -48,16 +54,10 @@ REMEDIES: dict[str, dict[str, Any]] = {
     "logit_adjusted, tau 0.5": {"loss": "logit_adjusted", "tau": 0.5},
     "logit_adjusted, tau 1": {"loss": "logit_adjusted"},
     "ldam": {"loss": "ldam"},
-    "heads split": {"heads": "split"},
     "mixup": {"mix": "mixup"},
     "cutmix": {"mix": "cutmix"},
-    "ema 0.98": {"ema": 0.98},
-    "flip_at_test": {"flip_at_test": True},
     "old_from 58": {"old_from": 58},
     "stop_on macro_f1": {"stop_on": "macro_f1"},
-    "head_epochs 1": {"head_epochs": 1},
-    "unfreeze_every 1": {"head_epochs": 1, "unfreeze_every": 1},
-    "lr_decay 0.7": {"lr_decay": 0.7},
     "erasing 0.5": {"erasing": 0.5},
 }
 
