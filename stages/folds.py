@@ -1,6 +1,6 @@
 """Folds: every person gets a fold, so that no score is of a person the network has seen.
 
-    python -m stages.folds data/clean/photos.csv data/folds
+    python -m stages.folds data/clean/photos.csv data/duplicates/duplicates.csv data/folds
 
 Writes `folds.csv` (person, photo, label, age, fold; the rows of photos.csv) and `metrics.json`, the
 figures of the fold gate.
@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from stages.command import stage_command
@@ -28,23 +30,39 @@ uneven, and may leave a fold without a class that another draw spreads over all.
 Folds = NDArray[np.int64]
 
 
-def assign_folds(labels: Labels, people: pd.Series, params: FoldParams) -> Folds:
+def linked_people(people: pd.Series, duplicates: pd.DataFrame) -> pd.Series:
+    """For each photo the group of its person: people who share a photo are one group.
+
+    Args:
+        people: the person of each photo.
+        duplicates: pairs of photos: person, other_person (empty for evaluation photos).
+    """
+    names, place = np.unique(people, return_inverse=True)
+    across = duplicates[duplicates["other_person"] != ""]
+    ends = [np.searchsorted(names, across[side]) for side in ("person", "other_person")]
+    links = coo_array((np.ones(len(across)), ends), shape=(len(names), len(names)))
+    return pd.Series(connected_components(links, directed=False)[1][place], index=people.index)
+
+
+def assign_folds(labels: Labels, groups: pd.Series, params: FoldParams) -> Folds:
     """Fold of each photo (N, int64), the classes spread evenly.
 
-    By person with scikit-learn's StratifiedGroupKFold; by photo, which leaks, with StratifiedKFold.
+    By group (a person, or people who share a photo) with scikit-learn's StratifiedGroupKFold; by
+    photo, which leaks, with StratifiedKFold.
     """
     count = len(params.index)
     draws = [
-        _draw(labels, people, count, params.group_by == "photo", params.seed + draw)
+        _draw(labels, groups, count, params.group_by == "photo", params.seed + draw)
         for draw in range(DRAWS)
     ]
     return min(draws, key=lambda folds: class_deviation(labels, folds, count))
 
 
-def _draw(labels: Labels, people: pd.Series, count: int, by_photo: bool, seed: int) -> Folds:
+def _draw(labels: Labels, groups: pd.Series, count: int, by_photo: bool, seed: int) -> Folds:
     splitter = StratifiedKFold if by_photo else StratifiedGroupKFold
-    groups = None if by_photo else people.to_numpy()
-    split = splitter(n_splits=count, shuffle=True, random_state=seed).split(labels, labels, groups)
+    split = splitter(n_splits=count, shuffle=True, random_state=seed).split(
+        labels, labels, None if by_photo else groups.to_numpy()
+    )
     folds = np.full(len(labels), -1)
     for fold, (_, validation) in enumerate(split):
         folds[validation] = fold
@@ -92,15 +110,19 @@ def check_people(photos: pd.DataFrame, count: int, names: list[str]) -> None:
 def check_gate(photos: pd.DataFrame, params: FoldParams, names: list[str]) -> dict[str, object]:
     """The gate: figures of the folds, an error where one could not be scored honestly.
 
+    Args:
+        photos: person, group, label, fold.
+
     Raises:
-        UserError: if a person is in two folds although folds are by person, or a class is missing
-            in a fold.
+        UserError: if a person, or people who share a photo, are in two folds although folds are by
+            person, or a class is missing in a fold.
     """
     count = len(params.index)
-    folds_of_person = photos.groupby("person")["fold"].nunique()
-    shared = int((folds_of_person > 1).sum())
-    if params.group_by == "person" and shared:
-        raise UserError(f"{shared} people are in two folds, first {folds_of_person.idxmax()}")
+    shared = int((photos.groupby("person")["fold"].nunique() > 1).sum())
+    folds_of_group = photos.groupby("group")["fold"].nunique()
+    if params.group_by == "person" and (folds_of_group > 1).any():
+        people = photos.loc[photos["group"] == folds_of_group.idxmax(), "person"].unique()
+        raise UserError(f"in two folds, but the same person or photo: {', '.join(people)}")
     labels, folds = photos["label"].to_numpy(), photos["fold"].to_numpy()
     table = class_counts(labels, folds, count)
     if (table == 0).any():
@@ -113,6 +135,7 @@ def check_gate(photos: pd.DataFrame, params: FoldParams, names: list[str]) -> di
     return {
         "folds": count,
         "people_in_two_folds": shared,
+        "people_who_share_photos": int((photos.groupby("group")["person"].nunique() - 1).sum()),
         "photos": {str(fold): int((folds == fold).sum()) for fold in params.index},
         "people": photos.groupby("fold")["person"].nunique().to_dict(),
         "rarest_class_photos": int(table.min()),
@@ -121,15 +144,16 @@ def check_gate(photos: pd.DataFrame, params: FoldParams, names: list[str]) -> di
 
 
 @stage_command
-def main(photos: Path, out: Path) -> None:
-    """Spread the people of the table PHOTOS over the folds of folds.index."""
+def main(photos: Path, duplicates: Path, out: Path) -> None:
+    """Spread the people of PHOTOS over the folds of folds.index, those of DUPLICATES together."""
     params = read_params()
     names = class_names(params.labels.age_edges)
     table = read_stage_table(photos)[["person", "photo", "label", "age"]]
 
     check_people(table, len(params.folds.index), names)
-    table["fold"] = assign_folds(table["label"].to_numpy(), table["person"], params.folds)
-    gate = check_gate(table, params.folds, names)
+    groups = linked_people(table["person"], read_stage_table(duplicates))
+    table["fold"] = assign_folds(table["label"].to_numpy(), groups, params.folds)
+    gate = check_gate(table.assign(group=groups), params.folds, names)
 
     write_table(out / "folds.csv", table)
     write_json(out / "metrics.json", gate)

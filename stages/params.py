@@ -100,6 +100,11 @@ class CropParams(Section):
     greyscale: bool
 
 
+class DuplicateParams(Section):
+    hash_distance: Annotated[int, Field(ge=0, le=32)]
+    similarity: Annotated[float, Field(ge=0.5, le=1)]
+
+
 class FoldParams(Section):
     index: FoldIndex
     group_by: Literal["person", "photo"]
@@ -168,6 +173,11 @@ class PredictParams(Section):
     precision: Literal["auto", "fp32", "bf16"]
 
 
+class SuspectParams(Section):
+    min_score: Share
+    near_edge: Annotated[int, Field(ge=0, le=30)]
+
+
 class Params(Section):
     """All of params.yaml."""
 
@@ -176,11 +186,13 @@ class Params(Section):
     sample: SampleParams
     clean: CleanParams
     crop: CropParams
+    duplicates: DuplicateParams
     folds: FoldParams
     weights: WeightParams
     train: TrainParams
     aggregate: AggregateParams
     predict: PredictParams
+    suspects: SuspectParams
 
 
 def read_params(path: Path = Path("params.yaml")) -> Params:

@@ -1,7 +1,7 @@
 """Folds by person, every class in every fold, and a gate that says so."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages import folds
+from stages.errors import UserError
 from stages.params import FoldParams
 from stages.photos.labels import CLASSES
 from tests.conftest import Change, Run
 
-Table = Callable[..., pd.DataFrame]
+Pairs = Sequence[tuple[str, str]]
 
 
 def photos_of(people: dict[int, int]) -> pd.DataFrame:
@@ -58,7 +59,8 @@ def test_folds_keep_people_together_and_classes_apart(
     assert set(table["fold"]) == set(range(count))
     assert (table.groupby("person")["fold"].nunique() == 1).all()
     assert (folds.class_counts(labels, table["fold"].to_numpy(), count) > 0).all()
-    assert folds.check_gate(table, knobs(count), NAMES)["people_in_two_folds"] == 0
+    gate = folds.check_gate(table.assign(group=table["person"]), knobs(count), NAMES)
+    assert gate["people_in_two_folds"] == gate["people_who_share_photos"] == 0
 
 
 def test_the_same_seed_gives_the_same_folds_and_another_others() -> None:
@@ -80,14 +82,16 @@ def test_the_deviation_is_the_worst_share_of_a_class() -> None:
 def test_as_few_people_as_folds_still_fit() -> None:
     table = photos_of({**dict.fromkeys(range(5), 20), 5: 5})
     table["fold"] = folds.assign_folds(table["label"].to_numpy(), table["person"], knobs())
-    folds.check_gate(table, knobs(), NAMES)
+    folds.check_gate(table.assign(group=table["person"]), knobs(), NAMES)
 
 
 @pytest.fixture
 def stage(run: Run) -> Callable[..., str]:
-    def run_folds(table: pd.DataFrame, code: int = 0) -> str:
+    def run_folds(table: pd.DataFrame, code: int = 0, shared: Pairs = ()) -> str:
         table.to_csv("photos.csv", index=False)
-        return run(folds.main, "photos.csv", "out", code=code).stderr
+        pairs = pd.DataFrame(shared, columns=["person", "other_person"])
+        pairs.to_csv("duplicates.csv", index=False)
+        return run(folds.main, "photos.csv", "duplicates.csv", "out", code=code).stderr
 
     return run_folds
 
@@ -101,6 +105,28 @@ def test_the_stage_writes_folds_and_the_gates_figures(stage: Callable[..., str])
     assert sum(gate["photos"].values()) == 420
     assert gate["rarest_class_photos"] == 2
     assert gate["worst_class_deviation"] == 0
+
+
+def test_people_who_share_a_photo_share_a_fold(stage: Callable[..., str]) -> None:
+    chain = [(f"0-{number:03}", f"0-{number + 1:03}") for number in range(0, 9, 2)]
+    stage(photos_of(dict.fromkeys(range(6), 10)), shared=[*chain, ("1-000", "")])
+    fold = pd.read_csv("out/folds.csv").groupby("person")["fold"].first()
+    assert all(fold[first] == fold[second] for first, second in chain)
+    assert json.loads(Path("out/metrics.json").read_text())["people_who_share_photos"] == 5
+
+
+def test_photos_are_shared_in_chains() -> None:
+    people = pd.Series(["a", "a", "b", "c", "d"])
+    pairs = pd.DataFrame({"person": ["a", "d", "c"], "other_person": ["b", "", "b"]})
+    assert folds.linked_people(people, pairs).tolist() == [0, 0, 0, 0, 1]
+
+
+def test_the_gate_stops_people_who_share_a_photo_in_two_folds() -> None:
+    table = photos_of(dict.fromkeys(range(6), 10))
+    table["fold"] = folds.assign_folds(table["label"].to_numpy(), table["person"], knobs())
+    group = table["person"].where(table["label"] % 6 > 0, "one")
+    with pytest.raises(UserError, match="in two folds, but the same person or photo: 0-000, 0-001"):
+        folds.check_gate(table.assign(group=group), knobs(), NAMES)
 
 
 def test_a_class_that_too_few_people_have_is_named(stage: Callable[..., str]) -> None:

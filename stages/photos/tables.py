@@ -13,12 +13,18 @@ from stages.photos.labels import CLASSES
 
 PROBABILITIES = [f"p{label}" for label in range(CLASSES)]
 
+TEXTS = ["person", "photo", "path", "rejected", "other_person", "other_photo", "given"]
+"""Columns of stages' tables that are text, even where they look like numbers."""
 
-def read_text_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
+
+def read_text_table(
+    path: Path, columns: Sequence[str], optional: Sequence[str] = ()
+) -> pd.DataFrame:
     """Read a CSV in which every cell is text; spaces around cells and a byte-order mark go.
 
     Args:
         columns: those that are wanted; others are left out.
+        optional: those that are empty where the table has none of the name.
 
     Returns:
         A row for each row that is not empty; its index is its line, as a text editor counts.
@@ -52,8 +58,8 @@ def read_text_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
         raise UserError(f"{path} is no table: {error}") from None
     if not any(header):
         raise UserError(f"{path} is empty: its first line must name {', '.join(columns)}")
-    for column in columns:
-        if header.count(column) != 1:
+    for column in [*columns, *optional]:
+        if header.count(column) != 1 and (column in columns or column in header):
             how = "no column" if column not in header else "more than one column"
             raise UserError(f"{path} has {how} {column!r}; it has {', '.join(header)}")
     for line, cells in rows.items():
@@ -69,16 +75,17 @@ def read_text_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
         columns=header,
         dtype=str,
     )
-    return table.loc[:, columns]
+    missing = dict.fromkeys(set(optional) - set(header), "")
+    return table.assign(**missing).loc[:, [*columns, *optional]]
 
 
 def read_stage_table(path: Path) -> pd.DataFrame:
-    """Read a table that another stage wrote; names are text, even where they look like numbers.
+    """Read a table that another stage wrote; the columns `TEXTS` are text.
 
     Raises:
         UserError: if it is not there.
     """
-    names = dict.fromkeys(["person", "photo", "path", "rejected"], str)
+    names = dict.fromkeys(TEXTS, str)
     try:
         return pd.read_csv(path, dtype=names, keep_default_na=False)
     except FileNotFoundError:
