@@ -22,9 +22,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from stages.clean import list_photos, read_people
 from stages.params import read_params
 from stages.photos.labels import encode
+from stages.photos.raw import list_photos, read_people
 from stages.progress import progress
 
 

@@ -29,6 +29,12 @@ def stage_command(main: Callable[..., None]) -> typer.Typer:
     Anything unexpected keeps its traceback.
     """
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(errors_in_one_line(main))
+    return app
+
+
+def errors_in_one_line(main: Callable[..., None]) -> Callable[..., None]:
+    """`main`, with a user's mistake as one line and exit code 1."""
 
     @functools.wraps(main)
     def command(*args: object, **options: object) -> None:
@@ -41,8 +47,7 @@ def stage_command(main: Callable[..., None]) -> typer.Typer:
                 raise
             _stop(f"{error.filename or 'output'}: {CANNOT_WRITE[error.errno]}, then run again")
 
-    app.command()(command)
-    return app
+    return command
 
 
 def warn_if_outside(path: Path, folder: Path, key: str) -> None:

@@ -178,6 +178,10 @@ class SuspectParams(Section):
     near_edge: Annotated[int, Field(ge=0, le=30)]
 
 
+class ReviewParams(Section):
+    thumbnail: Annotated[int, Field(ge=32, le=1024)]
+
+
 class Params(Section):
     """All of params.yaml."""
 
@@ -193,6 +197,7 @@ class Params(Section):
     aggregate: AggregateParams
     predict: PredictParams
     suspects: SuspectParams
+    review: ReviewParams
 
 
 def read_params(path: Path = Path("params.yaml")) -> Params:

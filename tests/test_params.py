@@ -79,8 +79,8 @@ def test_every_problem_has_a_line_of_its_own(change: Change) -> None:
 
 def test_a_section_without_keys_is_named(change: Change) -> None:
     text = Path("params.yaml").read_text()
-    Path("params.yaml").write_text(text[: text.index("suspects:")] + "suspects:\n")
-    assert error_of() == "params.yaml: suspects: its keys belong below it, one a line (is None)"
+    Path("params.yaml").write_text(text[: text.index("review:")] + "review:\n")
+    assert error_of() == "params.yaml: review: its keys belong below it, one a line (is None)"
 
 
 def test_a_broken_or_missing_file_is_said_in_one_line(change: Change) -> None:

@@ -13,6 +13,7 @@ and the change is not made) and `score` (how likely the label was wrong when tha
 """
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -38,26 +39,34 @@ def read_corrections(path: Path) -> pd.DataFrame:
     """Read the corrections, `COLUMNS` and `OPTIONAL`; every field and value is one that is allowed.
 
     Raises:
-        UserError: naming the row of a field or value that is not.
+        UserError: a line for each field or value that is not, naming its row.
     """
     corrections = read_text_table(path, COLUMNS, OPTIONAL)
-    for row, field, old, new in corrections[["field", "old", "new"]].itertuples(name=None):
-        where = f"{path}, row {row}"
-        if field not in ALLOWED:
-            raise UserError(f"{where}: field {field!r} is not one of {', '.join(ALLOWED)}")
-        for column, value in {"old": old, "new": new}.items():
-            if value not in ALLOWED[field]:
-                raise UserError(f"{where}: {column} is {value!r}: {_expected(field)}")
-        if old == new and field != "drop":
-            raise UserError(f"{where}: old and new are both {old!r}: take the row out")
-    for row, decision, score in corrections[["decision", "score"]].itertuples(name=None):
-        if decision not in DECISIONS:
-            raise UserError(
-                f"{path}, row {row}: decision is {decision!r}: write accepted or rejected"
-            )
-        if score and not SCORE.fullmatch(score):
-            raise UserError(f"{path}, row {row}: score is {score!r}: write a number from 0 to 1")
+    problems = [
+        f"{path}, row {row}: {problem}"
+        for row, cells in corrections.iterrows()
+        for problem in _wrong_values(**cells)
+    ]
+    if problems:
+        raise UserError("\n".join(problems))
     return corrections
+
+
+def _wrong_values(
+    field: str, old: str, new: str, decision: str, score: str, **_others: str
+) -> Iterator[str]:
+    if field not in ALLOWED:
+        yield f"field {field!r} is not one of {', '.join(ALLOWED)}"
+        return
+    for column, value in {"old": old, "new": new}.items():
+        if value not in ALLOWED[field]:
+            yield f"{column} is {value!r}: {_expected(field)}"
+    if old == new and field != "drop":
+        yield f"old and new are both {old!r}: take the row out"
+    if decision not in DECISIONS:
+        yield f"decision is {decision!r}: write accepted or rejected"
+    if score and not SCORE.fullmatch(score):
+        yield f"score is {score!r}: write a number from 0 to 1"
 
 
 def _expected(field: str) -> str:
@@ -82,65 +91,79 @@ def apply_corrections(
         source: the file of the corrections, for messages.
 
     Raises:
-        UserError: naming the row that matches nothing, whose `old` is not what the data says, that
-            speaks of what another row has spoken of, or that is one half of a swap.
+        UserError: a line for each row that matches nothing, whose `old` is not what the data says,
+            that speaks of what another row has spoken of, or that is one half of a swap.
     """
-    corrections = corrections[corrections["decision"] != "rejected"]
     corrected = photos.assign(origin="given")
     dropped = pd.Series(False, index=photos.index)
     rows_of_person = photos.groupby("person", sort=False).groups
     changed_by: dict[tuple[object, str], int] = {}
-    for row, person, photo, field, old, new in corrections[COLUMNS[:-1]].itertuples(name=None):
-        where = f"{source}, row {row}"
-        if person not in rows_of_person:
-            raise UserError(f"{where}: there is no person {person!r}: correct or remove the row")
-        chosen = photos.loc[rows_of_person[person]]
+    problems = []
+    accepted = corrections[corrections["decision"] != "rejected"]
+    for row, person, photo, field, old, new in accepted[COLUMNS[:-1]].itertuples(name=None):
+        chosen = photos.loc[rows_of_person.get(person, [])]
         if photo:
             chosen = chosen[chosen["photo"] == photo]
-        if chosen.empty:
-            raise UserError(
-                f"{where}: {person} has no photo {photo!r}; there are "
-                f"{', '.join(photos.loc[rows_of_person[person], 'photo'])}"
-            )
-        for match in chosen.index:
-            if (match, field) in changed_by:
-                raise UserError(
-                    f"{where}: row {changed_by[match, field]} already changes the {field} of "
-                    f"{person} {photos.loc[match, 'photo']}: keep one of them"
-                )
-            changed_by[match, field] = row
+        problem = _mismatch(photos, chosen, person, photo, field, old, changed_by)
+        if problem:
+            problems.append(f"{source}, row {row}: {problem}")
+            continue
+        changed_by |= dict.fromkeys([(match, field) for match in chosen.index], row)
         if field == "drop":
             dropped[chosen.index] = True
             continue
-        differs = chosen[chosen[field].astype(str) != old]
-        if not differs.empty:
-            raise UserError(
-                f"{where}: old is {old!r}, but the data says {str(differs[field].iloc[0])!r} for "
-                f"the {field} of {person} {differs['photo'].iloc[0]}: correct or remove the row"
-            )
         corrected.loc[chosen.index, field] = int(new) if field == "age" else new
         corrected.loc[chosen.index, "origin"] = "corrected"
-    check_swaps(photos, corrected[~dropped], changed_by, source)
+    problems += [
+        f"{source}, row {changed_by[match, 'mask']}: {problem}"
+        for match, problem in _half_swaps(photos, corrected[~dropped])
+    ]
+    if problems:
+        raise UserError("\n".join(problems))
     return corrected[~dropped]
 
 
-def check_swaps(
+def _mismatch(
     photos: pd.DataFrame,
-    corrected: pd.DataFrame,
+    chosen: pd.DataFrame,
+    person: str,
+    photo: str,
+    field: str,
+    old: str,
     changed_by: dict[tuple[object, str], int],
-    source: Path,
-) -> None:
-    """A person whose last photo of a mask state became another one: the other half is missing.
+) -> str:
+    """Why a correction cannot be applied to the photos it chooses, or ""."""
+    if chosen.empty:
+        theirs = photos.loc[photos["person"] == person, "photo"]
+        if theirs.empty:
+            return f"there is no person {person!r}: correct or remove the row"
+        return f"{person} has no photo {photo!r}; there are {', '.join(theirs)}"
+    for match in chosen.index:
+        if (match, field) in changed_by:
+            return (
+                f"row {changed_by[match, field]} already changes the {field} of "
+                f"{person} {photos.loc[match, 'photo']}: keep one of them"
+            )
+    if field == "drop":
+        return ""
+    differs = chosen[chosen[field].astype(str) != old]
+    if not differs.empty:
+        return (
+            f"old is {old!r}, but the data says {str(differs[field].iloc[0])!r} for "
+            f"the {field} of {person} {differs['photo'].iloc[0]}: correct or remove the row"
+        )
+    return ""
 
-    Raises:
-        UserError: naming the row.
-    """
+
+def _half_swaps(photos: pd.DataFrame, corrected: pd.DataFrame) -> Iterator[tuple[object, str]]:
+    """Photos that leave their person without a mask state: the other half of a swap is missing."""
     states = corrected.groupby("person")["mask"].agg(set)
     for match in corrected.index[corrected["mask"] != photos.loc[corrected.index, "mask"]]:
         person, photo, old = photos.loc[match, ["person", "photo", "mask"]]
         if old not in states[person]:
-            raise UserError(
-                f"{source}, row {changed_by[match, 'mask']}: {photo} becomes "
-                f"{corrected.loc[match, 'mask']!r}, and {person} has no photo that is {old!r} any "
-                "more: add the row of the photo it was swapped with, or drop it (field drop)"
+            yield (
+                match,
+                f"{photo} becomes {corrected.loc[match, 'mask']!r}, and {person} has no photo that "
+                f"is {old!r} any more: add the row of the photo it was swapped with, or drop it "
+                "(field drop)",
             )

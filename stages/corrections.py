@@ -1,0 +1,182 @@
+"""Corrections: check, merge and undo rows of corrections.csv, and see what they did to the score.
+
+python -m stages.corrections check ~/Downloads/corrections.csv
+python -m stages.corrections merge mine.csv yours.csv data/corrections.csv
+python -m stages.corrections undo 4
+python -m stages.corrections effect
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import dvc.api
+import pandas as pd
+import typer
+from dvc.exceptions import DvcException
+from rich.console import Console
+from rich.table import Table
+from scmrepo.exceptions import SCMError
+
+from stages.command import errors_in_one_line
+from stages.errors import UserError
+from stages.files import write_table
+from stages.params import read_params
+from stages.photos.corrections import COLUMNS, OPTIONAL, apply_corrections, read_corrections
+from stages.photos.raw import list_photos, read_people
+from stages.scoring.metrics import confusion_by_person, macro_f1, paired_difference
+
+PREDICTED = "data/aggregate/out_of_fold.csv"
+PLACE = ["person", "photo", "field"]
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+
+
+def given_photos() -> pd.DataFrame:
+    """The photos that data.train names, with their labels as they came."""
+    train = Path(read_params().data.train)
+    photos, _ = list_photos(read_people(train / "train.csv"), train)
+    return photos
+
+
+@app.command()
+@errors_in_one_line
+def check(file: Annotated[Path, typer.Argument(help="A corrections.csv")]) -> None:
+    """Say what FILE would change, and what matches nothing; nothing is written."""
+    photos, corrections = given_photos(), read_corrections(file)
+    corrected = apply_corrections(photos, corrections, file)
+    for row, person, photo, field, old, new, *_ in corrections.itertuples(name=None):
+        who = f"{person} {photo}".strip()
+        what = "dropped" if field == "drop" else f"{field} {old} -> {new}"
+        if corrections.loc[row, "decision"] == "rejected":
+            what = f"stays ({what} was rejected)"
+        print(f"row {row}: {who}: {what}")
+    changed = (corrected["origin"] == "corrected").sum()
+    print(f"{changed} photos corrected, {len(photos) - len(corrected)} dropped, of {len(photos)}")
+
+
+def merge_tables(mine: pd.DataFrame, yours: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """All rows that two reviewers do not contradict each other in; a line for each contradiction.
+
+    Where both say the same, both are named as reviewers.
+    """
+    theirs = {tuple(row[PLACE]): row for _, row in yours.iterrows()}
+    merged, conflicts = [], []
+    for _, row in mine.iterrows():
+        place = tuple(row[PLACE])
+        other = theirs.pop(place, None)
+        if other is not None and _says(row) != _says(other):
+            conflicts.append(
+                f"{' '.join(filter(None, place))}: {_says(row)} by {row['reviewer'] or 'the first'}"
+                f", {_says(other)} by {other['reviewer'] or 'the second'}"
+            )
+            continue
+        if other is not None:
+            names = dict.fromkeys(filter(None, [row["reviewer"], other["reviewer"]]))
+            row = row.copy()
+            row["reviewer"] = ", ".join(names)
+        merged.append(row)
+    merged += theirs.values()
+    return pd.DataFrame(merged, columns=[*COLUMNS, *OPTIONAL]), conflicts
+
+
+def _says(row: "pd.Series[str]") -> str:
+    what = "drop" if row["field"] == "drop" else f"{row['old']} -> {row['new']}"
+    return f"{what} rejected" if row["decision"] == "rejected" else what
+
+
+@app.command()
+@errors_in_one_line
+def merge(
+    mine: Annotated[Path, typer.Argument(help="One reviewer's corrections.csv")],
+    yours: Annotated[Path, typer.Argument(help="The other's")],
+    out: Annotated[Path, typer.Argument(help="File to write")],
+) -> None:
+    """Write what two reviewers agree on, and what only one says; list what they contradict."""
+    merged, conflicts = merge_tables(read_corrections(mine), read_corrections(yours))
+    write_table(out, merged)
+    for conflict in conflicts:
+        print(f"conflict, left out: {conflict}")
+    print(f"{out}: {len(merged)} rows; {len(conflicts)} conflicts left out")
+
+
+@app.command()
+@errors_in_one_line
+def undo(
+    row: Annotated[int, typer.Argument(help="Line of the row in the file, as `check` prints it")],
+    file: Annotated[Path | None, typer.Option(help="Default: data.corrections")] = None,
+) -> None:
+    """Take a row out of the corrections."""
+    file = file or Path(read_params().data.corrections)
+    corrections = read_corrections(file)
+    if row not in corrections.index:
+        rows = ", ".join(map(str, corrections.index)) or "none"
+        raise UserError(f"{file} has no row {row}; its rows are {rows}")
+    rest = corrections.drop(index=row)
+    try:
+        apply_corrections(given_photos(), rest, file)
+    except UserError as error:
+        raise UserError(f"without row {row}, which stays: {error}") from None
+    write_table(file, rest)
+    print(f"{file}: row {row} is out ({' '.join(corrections.loc[[row], COLUMNS[:5]].iloc[0])})")
+
+
+def read_version(revision: str | None) -> pd.DataFrame:
+    """Out-of-fold predictions of a revision, or of the workspace where that is None.
+
+    Raises:
+        UserError: if there is no such revision, or it has no predictions.
+    """
+    try:
+        with dvc.api.open(PREDICTED, rev=revision) as file:
+            table: pd.DataFrame = pd.read_csv(file, dtype={"person": str, "photo": str})
+    except (DvcException, SCMError, FileNotFoundError) as error:
+        where = revision or "the workspace"
+        raise UserError(
+            f"{where} has no {PREDICTED} ({' '.join(str(error).split())}): name a commit after "
+            "whose `dvc repro` dvc.lock was committed"
+        ) from None
+    return table
+
+
+def compare(before: pd.DataFrame, after: pd.DataFrame) -> Table:
+    """Macro F1 of both runs' predictions, on the labels before and on those after: with intervals.
+
+    Only photos that both runs have. Both rows of the table judge both runs by the same labels:
+    corrections cannot look good by having changed the exam.
+    """
+    knobs = read_params().aggregate
+    both = before.merge(after, on=["person", "photo"], suffixes=("_before", "_after"))
+    changed = (both["label_before"] != both["label_after"]).sum()
+    table = Table(
+        title=f"Macro F1 of {len(both)} photos that both have; the labels of {changed} differ"
+    )
+    for column in ("judged by", "trained before", "trained after", "difference (95%)"):
+        table.add_column(column)
+    people = both["person"].to_numpy(str)
+    for labels in ("before", "after"):
+        counts = [
+            confusion_by_person(
+                both[f"label_{labels}"].to_numpy(), both[f"predicted_{run}"].to_numpy(), people
+            )
+            for run in ("before", "after")
+        ]
+        first, second = (float(macro_f1(each.sum(axis=0))) for each in counts)
+        difference, low, high = paired_difference(counts[1], counts[0], knobs.bootstrap, knobs.seed)
+        shown = f"{difference:+.3f} ({low:+.3f} to {high:+.3f})"
+        table.add_row(f"the labels {labels}", f"{first:.3f}", f"{second:.3f}", shown)
+    return table
+
+
+@app.command()
+@errors_in_one_line
+def effect(
+    before: Annotated[str, typer.Argument(help="Commit without the corrections")] = "HEAD",
+    after: Annotated[str, typer.Argument(help="Commit with them; default: the workspace")] = "",
+) -> None:
+    """Compare the scores BEFORE and AFTER corrections, on the same labels both ways."""
+    table = compare(read_version(before), read_version(after or None))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,187 @@
+"""Checking, merging and undoing corrections, and what they did to the score."""
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from stages import corrections
+from stages.photos.corrections import COLUMNS, OPTIONAL
+from tests.conftest import Change
+
+FEMALE, YOUNG, OLD = "000001_female_Any_25", "000001_male_Any_30", "3_male_Any_60"
+HEADER = "person,photo,field,old,new,reason,reviewer,decision,score\n"
+
+Command = Callable[..., str]
+
+
+@pytest.fixture
+def command(raw: Path, change: Change) -> Command:
+    """Run `python -m stages.corrections ...` on the people of `raw`; what it prints."""
+    change("data.train", str(raw / "train"))
+    change("data.corrections", "corrections.csv")
+
+    def run_command(*arguments: object, code: int = 0) -> str:
+        result = CliRunner().invoke(corrections.app, [str(argument) for argument in arguments])
+        assert result.exit_code == code, result.output + str(result.exception)
+        return result.stdout if code == 0 else result.stderr
+
+    return run_command
+
+
+def write(path: str, *rows: str, header: str = HEADER) -> None:
+    Path(path).write_text(header + "".join(row + "\n" for row in rows))
+
+
+def test_check_says_what_would_change_and_writes_nothing(command: Command) -> None:
+    write(
+        "c.csv",
+        f"{YOUNG},,gender,male,female,seen,me,accepted,0.9",
+        f"{OLD},,age,60,25,seen,me,rejected,0.4",
+        f"{FEMALE},mask1.jpg,drop,,,blurred,,,",
+    )
+    before = sorted(Path.cwd().rglob("*"))
+    assert command("check", "c.csv").splitlines() == [
+        f"row 2: {YOUNG}: gender male -> female",
+        f"row 3: {OLD}: stays (age 60 -> 25 was rejected)",
+        f"row 4: {FEMALE} mask1.jpg: dropped",
+        "7 photos corrected, 1 dropped, of 21",
+    ]
+    assert sorted(Path.cwd().rglob("*")) == before
+
+
+def test_check_names_all_rows_that_are_wrong_at_once(command: Command) -> None:
+    write(
+        "c.csv",
+        "nobody,,gender,male,female,,,,",
+        f"{YOUNG},,gender,female,male,,,,",
+        f"{OLD},,age,60,25,,,,",
+        f"{OLD},mask1.jpg,age,60,26,,,,",
+        f"{FEMALE},normal.jpg,mask,not_worn,incorrect,,,,",
+    )
+    lines = command("check", "c.csv", code=1).splitlines()
+    assert [line.split(": ")[-2 if "correct or" in line else 1] for line in lines]
+    assert "c.csv, row 2: there is no person 'nobody'" in lines[0]
+    assert "c.csv, row 3: old is 'female', but the data says 'male'" in lines[1]
+    assert f"c.csv, row 5: row 4 already changes the age of {OLD} mask1.jpg" in lines[2]
+    assert "c.csv, row 6: normal.jpg becomes 'incorrect'" in lines[3]
+    assert "add the row of the photo it was swapped with, or drop it" in lines[3]
+
+
+@pytest.mark.parametrize(
+    ("cells", "message"),
+    [
+        (",gender,male,female,,,maybe,", "row 2: decision is 'maybe': write accepted or rejected"),
+        (",gender,male,female,,,,2", "row 2: score is '2': write a number from 0 to 1"),
+        (",gender,male,male,,,,", "row 2: old and new are both 'male': take the row out"),
+    ],
+)
+def test_a_value_that_is_not_allowed_is_named(command: Command, cells: str, message: str) -> None:
+    write("c.csv", YOUNG + "," + cells)
+    assert message in command("check", "c.csv", code=1)
+
+
+def test_a_file_as_a_spreadsheet_saves_it_is_fine(command: Command) -> None:
+    Path("c.csv").write_bytes(
+        b"\xef\xbb\xbfreason,old,new,field,photo,person\r\n"
+        + f'"hat, ""fair"" hair",male , female,gender,,{YOUNG} \r\n'.encode()
+    )
+    assert f"row 2: {YOUNG}: gender male -> female" in command("check", "c.csv")
+
+
+def test_merge_keeps_agreements_and_lists_conflicts(command: Command) -> None:
+    write(
+        "a.csv",
+        f"{YOUNG},,gender,male,female,seen,Ann,accepted,0.9",
+        f"{OLD},,age,60,25,young,Ann,accepted,0.5",
+        f"{FEMALE},mask1.jpg,drop,,,blurred,Ann,,",
+    )
+    write(
+        "b.csv",
+        f"{YOUNG},,gender,male,female,seen,Bob,accepted,0.9",
+        f"{OLD},,age,60,25,old enough,Bob,rejected,0.5",
+        f"{OLD},,gender,male,female,seen,Bob,accepted,0.6",
+    )
+    out = command("merge", "a.csv", "b.csv", "merged.csv")
+    assert f"conflict, left out: {OLD} age: 60 -> 25 by Ann, 60 -> 25 rejected by Bob" in out
+    assert "merged.csv: 3 rows; 1 conflicts left out" in out
+    merged = pd.read_csv("merged.csv", dtype=str, keep_default_na=False)
+    assert list(merged) == [*COLUMNS, *OPTIONAL]
+    assert merged[["person", "field", "reviewer"]].to_numpy().tolist() == [
+        [YOUNG, "gender", "Ann, Bob"],
+        [FEMALE, "drop", "Ann"],
+        [OLD, "gender", "Bob"],
+    ]
+
+
+def test_undo_takes_a_row_out_and_keeps_the_others(command: Command) -> None:
+    write(
+        "corrections.csv",
+        f"{YOUNG},,gender,male,female,seen,me,accepted,0.9",
+        f"{OLD},,age,60,25,seen,me,accepted,0.5",
+    )
+    assert f"row 2 is out ({YOUNG}  gender male female)" in command("undo", 2)
+    left = pd.read_csv("corrections.csv", dtype=str, keep_default_na=False)
+    assert left["person"].to_list() == [OLD]
+    assert "corrections.csv has no row 9; its rows are 2" in command("undo", 9, code=1)
+
+
+def test_undo_of_half_a_swap_is_refused(command: Command) -> None:
+    write(
+        "corrections.csv",
+        f"{OLD},normal.jpg,mask,not_worn,incorrect,swapped,me,accepted,0.9",
+        f"{OLD},incorrect_mask.jpg,mask,incorrect,not_worn,swapped,me,accepted,0.9",
+    )
+    before = Path("corrections.csv").read_bytes()
+    assert "without row 2, which stays" in command("undo", 2, code=1)
+    assert Path("corrections.csv").read_bytes() == before
+
+
+def out_of_fold(label: "np.ndarray[tuple[int], np.dtype[np.int64]]", seed: int) -> pd.DataFrame:
+    """Predictions for 60 people with 3 photos, right on all but some."""
+    rng = np.random.default_rng(seed)
+    predicted = np.where(rng.random(180) < 0.1, (label + 1) % 18, label)
+    people = np.repeat([f"p{number}" for number in range(60)], 3)
+    photo = np.tile(["a", "b", "c"], 60)
+    return pd.DataFrame({"person": people, "photo": photo, "label": label, "predicted": predicted})
+
+
+def test_effect_judges_both_runs_by_the_same_labels(command: Command) -> None:
+    wrong = np.arange(180) % 18
+    right = wrong.copy()
+    right[:9] = (right[:9] + 5) % 18
+    before, after = out_of_fold(wrong, 0), out_of_fold(right, 0)
+    after = after[after["person"] != "p59"]
+    table = corrections.compare(before, after)
+    assert "Macro F1 of 177 photos that both have; the labels of 9 differ" in str(table.title)
+    judged, first, second, difference = (list(column.cells) for column in table.columns)
+    assert judged == ["the labels before", "the labels after"]
+    assert first[0] > second[0] and first[1] < second[1]
+    assert difference[0].startswith("-") and difference[1].startswith("+")
+
+
+def test_effect_reads_a_commit_and_the_workspace(command: Command) -> None:
+    def git(*arguments: str) -> None:
+        subprocess.run(["git", *arguments], check=True, capture_output=True)
+
+    git("init")
+    git("config", "user.email", "a@b.c")
+    git("config", "user.name", "A")
+    subprocess.run(["dvc", "init", "-q"], check=True)
+    table = out_of_fold(np.arange(180) % 18, 0)
+    path = Path("data/aggregate/out_of_fold.csv")
+    path.parent.mkdir(parents=True)
+    table.to_csv(path, index=False)
+    subprocess.run(["dvc", "add", "-q", str(path)], check=True)
+    git("add", "-A")
+    git("commit", "-m", "before")
+    table.loc[:2, "predicted"] = table.loc[:2, "label"]
+    path.unlink()
+    table.to_csv(path, index=False)
+    out = command("effect")
+    assert "Macro F1 of 180 photos that both have; the labels of 0 differ" in out
+    assert "nowhere has no data/aggregate/out_of_fold.csv" in command("effect", "nowhere", code=1)
