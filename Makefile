@@ -4,13 +4,13 @@ VENV := .venv
 SHELL := /bin/bash
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: run test benchmark freeze-ladder lint setup
+.PHONY: run test benchmark freeze-ladder lint browser setup
 
 run: setup
 	dvc repro
 	python -m stages.show
 
-test: lint
+test: lint browser
 	python -m pytest -n auto --dist loadfile
 
 # Training against a reference loop; on photos of your own: make benchmark DATA=data/raw/train
@@ -27,6 +27,10 @@ lint: setup
 	ruff check stages tests benchmarks
 	ruff format --check stages tests benchmarks
 	mypy
+
+# The tests of the pages want Chromium: the system's, or playwright's own, or Debian's package.
+browser: setup
+	@command -v chromium chromium-browser google-chrome > /dev/null || python -m playwright install chromium || { apt-get update -q && apt-get install -qy chromium; }
 
 setup: $(VENV)/installed
 

@@ -142,13 +142,16 @@ def compare(before: pd.DataFrame, after: pd.DataFrame) -> Table:
     """Macro F1 of both runs' predictions, on the labels before and on those after: with intervals.
 
     Only photos that both runs have. Both rows of the table judge both runs by the same labels:
-    corrections cannot look good by having changed the exam.
+    corrections cannot look good by having changed the exam. Where they moved people to other folds,
+    other networks judge these: the title says how many.
     """
     knobs = read_params().aggregate
     both = before.merge(after, on=["person", "photo"], suffixes=("_before", "_after"))
     changed = (both["label_before"] != both["label_after"]).sum()
+    moved = (both["fold_before"] != both["fold_after"]).sum()
     table = Table(
-        title=f"Macro F1 of {len(both)} photos that both have; the labels of {changed} differ"
+        title=f"Macro F1 of {len(both)} photos that both have; {changed} have another label, "
+        f"{moved} another fold"
     )
     for column in ("judged by", "trained before", "trained after", "difference (95%)"):
         table.add_column(column)

@@ -147,7 +147,9 @@ def out_of_fold(label: "np.ndarray[tuple[int], np.dtype[np.int64]]", seed: int) 
     predicted = np.where(rng.random(180) < 0.1, (label + 1) % 18, label)
     people = np.repeat([f"p{number}" for number in range(60)], 3)
     photo = np.tile(["a", "b", "c"], 60)
-    return pd.DataFrame({"person": people, "photo": photo, "label": label, "predicted": predicted})
+    return pd.DataFrame(
+        {"person": people, "photo": photo, "fold": 0, "label": label, "predicted": predicted}
+    )
 
 
 def test_effect_judges_both_runs_by_the_same_labels(command: Command) -> None:
@@ -155,9 +157,9 @@ def test_effect_judges_both_runs_by_the_same_labels(command: Command) -> None:
     right = wrong.copy()
     right[:9] = (right[:9] + 5) % 18
     before, after = out_of_fold(wrong, 0), out_of_fold(right, 0)
-    after = after[after["person"] != "p59"]
+    after = after[after["person"] != "p59"].assign(fold=1)
     table = corrections.compare(before, after)
-    assert "Macro F1 of 177 photos that both have; the labels of 9 differ" in str(table.title)
+    assert "177 photos that both have; 9 have another label, 177 another fold" in str(table.title)
     judged, first, second, difference = (list(column.cells) for column in table.columns)
     assert judged == ["the labels before", "the labels after"]
     assert first[0] > second[0] and first[1] < second[1]
@@ -183,5 +185,5 @@ def test_effect_reads_a_commit_and_the_workspace(command: Command) -> None:
     path.unlink()
     table.to_csv(path, index=False)
     out = command("effect")
-    assert "Macro F1 of 180 photos that both have; the labels of 0 differ" in out
+    assert "Macro F1 of 180 photos that both have; 0 have another label" in out
     assert "nowhere has no data/aggregate/out_of_fold.csv" in command("effect", "nowhere", code=1)

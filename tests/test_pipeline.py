@@ -33,7 +33,7 @@ ENVIRONMENT = {
     "GIT_AUTHOR_NAME": "a", "GIT_AUTHOR_EMAIL": "a@b", "GIT_COMMITTER_NAME": "a",
     "GIT_COMMITTER_EMAIL": "a@b",
 }  # fmt: skip
-TRAINED = {"train@0", "train@1", "predict", "aggregate"}
+TRAINED = {"train@0", "train@1", "predict", "aggregate", "suspects", "review"}
 
 
 class Project:
@@ -91,7 +91,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     here.run("git", "init", "-q")
     here.run("git", "add", "--all")
     here.run("git", "add", "--force", "data/none.csv")
-    everything = {"sample", "clean", "crop", "folds", "weights"} | TRAINED
+    everything = {"sample", "clean", "crop", "duplicates", "folds", "weights"} | TRAINED
     assert here.repro() == everything
     here.run("git", "add", "--all")
     here.run("git", "commit", "-qm", "baseline")
@@ -141,7 +141,10 @@ def test_the_same_again_gives_the_same_bytes(project: Project) -> None:
         ("train", {"freeze": "layer4"}, TRAINED),
         ("weights", {"seed": 3}, {"weights"} | TRAINED),
         ("folds", {"seed": 3}, {"folds"} | TRAINED),
-        ("crop", {"margin": 1.2}, {"crop"} | TRAINED),
+        ("crop", {"margin": 1.2}, {"crop", "duplicates"} | TRAINED),
+        ("duplicates", {"similarity": 0.99}, {"duplicates"}),
+        ("suspects", {"min_score": 0.0}, {"suspects", "review"}),
+        ("review", {"thumbnail": 64}, {"review"}),
         ("clean", {"max_rejected": 0.5}, {"clean"}),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
