@@ -4,7 +4,8 @@
 
 Writes to the output folder:
 
-- `photos.csv`: person, photo, path, mask, gender, age (years), label, origin (given or corrected)
+- `photos.csv`: person, photo, path, mask, gender, age (years), origin (given or corrected), label,
+  given_label (the one before corrections)
 - `evaluation.csv`: photo, path, rejected (why it cannot be used, or empty), a row for each of
   info.csv
 - `rejected.csv`: set, person, photo, reason
@@ -69,6 +70,14 @@ def reasons_to_reject(photos: pd.DataFrame, name: str, params: CleanParams) -> l
     return reasons
 
 
+def encode_all(photos: pd.DataFrame, edges: Sequence[int]) -> list[int]:
+    """Labels (0 to 17) of photos: mask, gender, age."""
+    return [
+        encode(mask, gender, age, edges)
+        for mask, gender, age in photos[["mask", "gender", "age"]].itertuples(index=False)
+    ]
+
+
 @stage_command
 def main(train: Path, evaluation: Path, corrections: Path, out: Path) -> None:
     """Check TRAIN and EVALUATION, apply CORRECTIONS, write the clean tables to OUT."""
@@ -82,11 +91,10 @@ def main(train: Path, evaluation: Path, corrections: Path, out: Path) -> None:
     photos = corrected[[not reason for reason in reasons]] if reasons else corrected
     if photos.empty:
         raise UserError(f"no photo of {train} is left: all are dropped or cannot be used")
-    labels = [
-        encode(mask, gender, age, params.labels.age_edges)
-        for mask, gender, age in photos[["mask", "gender", "age"]].itertuples(index=False)
-    ]
-    photos.insert(list(photos).index("origin"), "label", labels)
+    photos = photos.assign(
+        label=encode_all(photos, params.labels.age_edges),
+        given_label=encode_all(given.loc[photos.index], params.labels.age_edges),
+    )
     rejected += [
         Rejected("train", person, photo, reason)
         for person, photo, reason in zip(

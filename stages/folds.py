@@ -148,11 +148,14 @@ def main(photos: Path, duplicates: Path, out: Path) -> None:
     """Spread the people of PHOTOS over the folds of folds.index, those of DUPLICATES together."""
     params = read_params()
     names = class_names(params.labels.age_edges)
-    table = read_stage_table(photos)[["person", "photo", "label", "age"]]
+    known = read_stage_table(photos)
+    table = known[["person", "photo", "label", "age"]].copy()
 
     check_people(table, len(params.folds.index), names)
     groups = linked_people(table["person"], read_stage_table(duplicates))
-    table["fold"] = assign_folds(table["label"].to_numpy(), groups, params.folds)
+    # By the labels as they came: so corrections move nobody to another fold, and the scores before
+    # and after them are of the same networks' people.
+    table["fold"] = assign_folds(known["given_label"].to_numpy(), groups, params.folds)
     gate = check_gate(table.assign(group=groups), params.folds, names)
 
     write_table(out / "folds.csv", table)

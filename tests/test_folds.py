@@ -88,7 +88,8 @@ def test_as_few_people_as_folds_still_fit() -> None:
 @pytest.fixture
 def stage(run: Run) -> Callable[..., str]:
     def run_folds(table: pd.DataFrame, code: int = 0, shared: Pairs = ()) -> str:
-        table.to_csv("photos.csv", index=False)
+        given = table["label"] if "given_label" not in table else table["given_label"]
+        table.assign(given_label=given).to_csv("photos.csv", index=False)
         pairs = pd.DataFrame(shared, columns=["person", "other_person"])
         pairs.to_csv("duplicates.csv", index=False)
         return run(folds.main, "photos.csv", "duplicates.csv", "out", code=code).stderr
@@ -127,6 +128,18 @@ def test_the_gate_stops_people_who_share_a_photo_in_two_folds() -> None:
     group = table["person"].where(table["label"] % 6 > 0, "one")
     with pytest.raises(UserError, match="in two folds, but the same person or photo: 0-000, 0-001"):
         folds.check_gate(table.assign(group=group), knobs(), NAMES)
+
+
+def test_corrections_move_nobody_to_another_fold(stage: Callable[..., str]) -> None:
+    table = photos_of(dict.fromkeys(range(6), 10))
+    stage(table)
+    before = pd.read_csv("out/folds.csv")
+    table["given_label"] = table["label"]
+    table.loc[table["person"].isin(["0-003", "2-001"]), "label"] += 1
+    stage(table)
+    after = pd.read_csv("out/folds.csv")
+    assert (before["fold"] == after["fold"]).all()
+    assert (before["label"] != after["label"]).sum() == 14
 
 
 def test_a_class_that_too_few_people_have_is_named(stage: Callable[..., str]) -> None:
