@@ -12,13 +12,13 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import pandas as pd
 import torch
 import typer
 
 from benchmarks.measuring import BATCH, measured
-from stages.crop import cut
+from stages.faces.boxes import CENTRE
+from stages.faces.cut import cut
 from stages.learning.checkpoint import Checkpoint
 from stages.learning.device import be_deterministic, choose_hardware
 from stages.learning.feature_store import FeatureStore
@@ -30,12 +30,10 @@ from stages.photos.opening import open_photo
 from stages.photos.packed import Pixels, write_packed
 from stages.train import hold_photos
 
-MIDDLE = np.array([0.0, 0.0, 1.0, 1.0])
-
 
 def crop(path: str, params: CropParams) -> Pixels:
     """The square middle of a photo, as the reference takes it."""
-    return cut(open_photo(Path(path)), MIDDLE, params)
+    return cut(open_photo(Path(path)), CENTRE, params)
 
 
 def train(

@@ -91,7 +91,7 @@ def train_all(changes: dict[str, Any], out: Path, jobs: int) -> float:
     start = time.perf_counter()
     data = Path("data").resolve()
     stage("stages.weights", data / "pretrained", "weights")
-    tables = [data / "crop/train.npy", data / "folds/folds.csv", "weights/initial.safetensors"]
+    tables = [data / "crop", data / "folds/folds.csv", "weights/initial.safetensors"]
     with ThreadPoolExecutor(jobs) as pool:
         list(
             pool.map(

@@ -4,8 +4,8 @@
 
 Writes to the output folder:
 
-- `photos.csv`: person, photo, path, mask, gender, age (years), origin (given or corrected), label,
-  given_label (the one before corrections)
+- `photos.csv`: person, photo, path, mask, gender, age (years), race (as it came, or empty), origin
+  (given or corrected), label, given_label (the one before corrections)
 - `evaluation.csv`: photo, path, rejected (why it cannot be used, or empty), a row for each of
   info.csv
 - `rejected.csv`: set, person, photo, reason

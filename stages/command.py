@@ -1,15 +1,22 @@
-"""What the stages' command lines share: errors in one line, and a warning."""
+"""What the stages' command lines share: errors in one line, the time they took, and a warning."""
 
 import errno
 import functools
 import os
 import sys
+import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import typer
 
 from stages.errors import UserError
+from stages.files import write_json
+
+TIMES = Path(".cache/times")
+"""A file for each stage that DVC has run here. Beside DVC's outputs, which are the same to the byte
+each time, as times are not."""
 
 CANNOT_WRITE = {
     errno.ENOSPC: "the disk is full: free some space",
@@ -26,11 +33,27 @@ CANNOT_WRITE = {
 def stage_command(main: Callable[..., None]) -> typer.Typer:
     """Make `main` a command: a user's mistake is one line and exit code 1.
 
-    Anything unexpected keeps its traceback.
+    Anything unexpected keeps its traceback. What DVC runs leaves its time in `TIMES`.
     """
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(errors_in_one_line(main))
+    app.command()(errors_in_one_line(timed(main)))
     return app
+
+
+def timed(main: Callable[..., None]) -> Callable[..., None]:
+    """`main`, which notes in `TIMES` how long it took and when it ended, where DVC runs it."""
+
+    @functools.wraps(main)
+    def command(*args: object, **options: object) -> None:
+        start = time.perf_counter()
+        main(*args, **options)
+        if "DVC_STAGE" in os.environ:
+            seconds = time.perf_counter() - start
+            ended = datetime.now(UTC).isoformat(timespec="seconds")
+            name = os.environ["DVC_STAGE"].split(":")[-1]
+            write_json(TIMES / f"{name}.json", {"seconds": seconds, "ended": ended}, digits=1)
+
+    return command
 
 
 def errors_in_one_line(main: Callable[..., None]) -> Callable[..., None]:

@@ -21,12 +21,12 @@ from typing import Any, get_args
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from PIL import Image
 
 from stages.command import stage_command, warn_if_outside
-from stages.faces.boxes import Boxes, Way, fill_boxes, median_box, square
+from stages.faces.boxes import Boxes, Way, fill_boxes, median_box
 from stages.faces.contact_sheet import draw_contact_sheet
-from stages.faces.detect import find_face, load_detector
+from stages.faces.cut import cut
+from stages.faces.detect import find_faces, load_detector
 from stages.files import write_json, write_table, write_whole
 from stages.params import CropParams, read_params
 from stages.photos.labels import MASKS
@@ -74,7 +74,7 @@ def crop_set(
     return table
 
 
-def find_faces(name: str, paths: Sequence[str], params: CropParams) -> Faces:
+def find_all(name: str, paths: Sequence[str], params: CropParams) -> Faces:
     """Look for the face in each photo, on all cores."""
     find = partial(_find_in, params=params)
     with ProcessPoolExecutor() as pool:
@@ -85,8 +85,9 @@ def find_faces(name: str, paths: Sequence[str], params: CropParams) -> Faces:
 
 
 def _find_in(path: str, params: CropParams) -> tuple[Boxes, float]:
-    photo = open_photo(Path(path))
-    return find_face(photo, params.detector, params.yunet_model, params.min_confidence)
+    """The largest face (a portrait's face is in front): its box, NaN if there is none."""
+    boxes, confidences = find_faces(open_photo(Path(path)), params)
+    return (boxes[0], float(confidences[0])) if len(boxes) else (np.full(4, np.nan), 0.0)
 
 
 def cut_all(name: str, paths: Sequence[str], boxes: Boxes, params: CropParams) -> Iterator[Pixels]:
@@ -98,17 +99,6 @@ def cut_all(name: str, paths: Sequence[str], boxes: Boxes, params: CropParams) -
 
 def _cut_from(path: str, box: Boxes, params: CropParams) -> Pixels:
     return cut(open_photo(Path(path)), box, params)
-
-
-def cut(photo: Image.Image, box: Boxes, params: CropParams) -> Pixels:
-    """Cut and scale the square around a relative box: size x size x 3, uint8."""
-    crop = photo.resize(
-        (params.size, params.size),
-        Image.Resampling.BILINEAR,
-        box=square(box, photo.width, photo.height, params.margin),
-        reducing_gap=3.0,
-    )
-    return np.asarray(crop.convert("L").convert("RGB") if params.greyscale else crop)
 
 
 def count_ways(table: pd.DataFrame) -> dict[str, Any]:
@@ -134,8 +124,8 @@ def main(clean: Path, detectors: Path, out: Path) -> None:
     if params.crop.detector == "yunet":
         warn_if_outside(Path(params.crop.yunet_model), detectors, "crop.yunet_model")
     load_detector(params.crop.detector, params.crop.yunet_model)  # an unusable one ends here
-    faces = find_faces("train", photos["path"].to_list(), params.crop)
-    faces_eval = find_faces("evaluation", evaluation["path"].to_list(), params.crop)
+    faces = find_all("train", photos["path"].to_list(), params.crop)
+    faces_eval = find_all("evaluation", evaluation["path"].to_list(), params.crop)
     of_all = median_box(faces[0])
     found = crop_set("train", photos, faces, of_all, params.crop, out)
     found_eval = crop_set("evaluation", evaluation, faces_eval, of_all, params.crop, out)

@@ -1,16 +1,17 @@
 """Train: the network of one fold, on the other folds' photos; its score, on its own.
 
-    python -m stages.train 0 data/crop/train.npy data/folds/folds.csv \\
+    python -m stages.train 0 data/crop data/folds/folds.csv \\
         data/weights/initial.safetensors data/train/fold0
 
 Writes to the output folder:
 
-- `network.safetensors`: the weights of the best epoch
+- `network.safetensors`: the weights of the best epoch, and how to use them
 - `out_of_fold.csv`: person, photo, fold, label and the probabilities p0 to p17 of the fold's photos
 - `history.csv`: losses and scores, a row an epoch
 - `metrics.json`: the epoch kept, training and validation scores, parameters
 """
 
+import json
 import os
 import signal
 import threading
@@ -35,8 +36,9 @@ from stages.learning.fingerprint import fingerprint
 from stages.learning.fit import evaluate, fit
 from stages.learning.inputs import Photos, prepare
 from stages.learning.network import build, count_parameters, freeze
+from stages.learning.recipe import Recipe
 from stages.learning.weight_files import load_network, write_weights
-from stages.params import read_params
+from stages.params import Params, read_params
 from stages.photos.labels import CLASSES
 from stages.photos.packed import read_packed
 from stages.photos.tables import probability_table, read_stage_table
@@ -99,10 +101,22 @@ def check_classes(labels: "pd.Series[int]", fold: int) -> None:
         )
 
 
+def recipe_of(params: Params, fallback: Path) -> Recipe:
+    """How the networks of this run are used; `fallback` is what the stage `crop` wrote."""
+    return Recipe(
+        model=params.weights.model,
+        heads=params.train.heads,
+        flip_at_test=params.train.flip_at_test,
+        age_edges=params.labels.age_edges,
+        crop=params.crop,
+        fallback=json.loads(fallback.read_text(encoding="utf-8"))["box"],
+    )
+
+
 @stage_command
 def main(
     fold: Annotated[int, typer.Argument(help="Which fold to hold out")],
-    crops: Annotated[Path, typer.Argument(help="Packed crops of the training photos")],
+    crop: Annotated[Path, typer.Argument(help="Folder of the packed crops")],
     folds: Annotated[Path, typer.Argument(help="Table of folds")],
     initial: Annotated[Path, typer.Argument(help="Weights to start from")],
     out: Annotated[Path, typer.Argument(help="Folder to write to")],
@@ -115,7 +129,7 @@ def main(
     be_deterministic()
 
     table = read_stage_table(folds)
-    photos = hold_photos(crops, table["label"], hardware)
+    photos = hold_photos(crop / "train.npy", table["label"], hardware)
     held_out = table["fold"] == fold
     training, validation = (
         torch.from_numpy(rows.to_numpy().nonzero()[0]).to(hardware.device)
@@ -177,7 +191,8 @@ def main(
     inputs = fitted.inputs
     scores = {"train": evaluate(inputs, training), "validation": evaluate(inputs, validation)}
     probabilities = inputs.predict(validation).exp().numpy()
-    write_weights(out / "network.safetensors", network.state_dict())
+    recipe = recipe_of(params, crop / "fallback.json")
+    write_weights(out / "network.safetensors", network.state_dict(), recipe)
     write_table(
         out / "out_of_fold.csv",
         probability_table(table[held_out][["person", "photo", "fold", "label"]], probabilities),

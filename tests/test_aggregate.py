@@ -12,9 +12,11 @@ from stages import aggregate, predict, show, weights
 from stages.learning.device import normalise
 from stages.learning.network import build
 from stages.learning.weight_files import write_weights
+from stages.params import read_params
 from stages.photos.packed import write_packed
 from stages.photos.tables import PROBABILITIES
 from stages.scoring.out_of_fold import remove_stale_folds
+from stages.train import recipe_of
 from tests.conftest import Change, Run
 
 SIDE = 32
@@ -145,9 +147,12 @@ def test_predictions_are_the_folds_mean_in_the_order_of_info(run: Run, change: C
     change("train.precision", "fp32")
     change("predict.precision", "fp32")
     change("train.flip_at_test", False)
+    change("crop.size", SIDE)
+    Path("fallback.json").write_text('{"box": null}')
+    recipe = recipe_of(read_params(), Path("fallback.json"))
     for fold in range(2):
         state = build("resnet18", SIDE, seed=fold).state_dict()
-        write_weights(Path(f"data/train/fold{fold}/network.safetensors"), state)
+        write_weights(Path(f"data/train/fold{fold}/network.safetensors"), state, recipe)
     crops = np.random.default_rng(0).integers(0, 256, (2, SIDE, SIDE, 3), dtype=np.uint8)
     write_packed(Path("evaluation.npy"), crops, 2, SIDE)
     rows = "photo,path,rejected\nz.jpg,z,\nbroken.jpg,b,truncated\na.jpg,a,\n"

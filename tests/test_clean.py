@@ -60,7 +60,8 @@ def test_a_row_a_photo_with_its_label(clean_raw: Clean) -> None:
     clean_raw()
     table = photos()
     assert list(table) == [
-        "person", "photo", "path", "mask", "gender", "age", "origin", "label", "given_label"
+        "person", "photo", "path", "mask", "gender", "age", "race", "origin", "label",
+        "given_label",
     ]  # fmt: skip
     assert len(table) == 21
     of_person = table[table["person"] == PERSON].set_index("photo")

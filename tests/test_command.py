@@ -1,6 +1,7 @@
 """A user's mistake is one line; what is unexpected keeps its traceback; files are whole."""
 
 import errno
+import json
 import os
 import signal
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from stages.command import stage_command
+from stages.command import TIMES, stage_command
 from stages.errors import UserError
 from stages.files import write_json, write_whole
 from stages.progress import progress
@@ -33,6 +34,20 @@ def test_anything_unexpected_keeps_its_traceback() -> None:
         raise ZeroDivisionError
 
     assert isinstance(CliRunner().invoke(main).exception, ZeroDivisionError)
+
+
+def test_what_dvc_runs_leaves_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    @stage_command
+    def main() -> None:
+        time.sleep(0.2)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DVC_STAGE", raising=False)
+    assert CliRunner().invoke(main).exit_code == 0
+    assert os.listdir(tmp_path) == []
+    monkeypatch.setenv("DVC_STAGE", "train@3")
+    assert CliRunner().invoke(main).exit_code == 0
+    assert 0.2 <= json.loads((TIMES / "train@3.json").read_text())["seconds"] < 2
 
 
 def test_a_full_disk_is_one_line_and_leaves_the_earlier_file(tmp_path: Path) -> None:

@@ -124,10 +124,10 @@ LAYERS = {
     "errors": set[str](),
     "files": set[str](),
     "params": {"errors"},
-    "command": {"errors"},
+    "command": {"errors", "files"},
     "photos": {"errors", "files"},
     "progress": set[str](),
-    "faces": {"errors", "photos"},
+    "faces": {"errors", "params", "photos"},
     "learning": {"errors", "files", "params", "photos", "progress"},
     "scoring": {"photos"},
 }

@@ -11,6 +11,7 @@ from PIL import Image
 
 from stages import clean, crop, sample
 from stages.faces import detect
+from stages.params import read_params
 from stages.photos.opening import open_photo
 from tests.conftest import Change, Run, save_photo
 
@@ -108,7 +109,8 @@ def test_greyscale_crops_have_three_equal_channels(cleaned: Path, run: Run, chan
 
 @pytest.mark.parametrize("detector", ["yuface", "haar"])
 def test_detectors_find_a_face_where_it_is(portrait: Path, detector: str) -> None:
-    box, confidence = detect.find_face(open_photo(portrait), detector, "", 0.5)
+    params = read_params().crop.model_copy(update={"detector": detector, "min_confidence": 0.5})
+    (box, *_), (confidence, *_) = detect.find_faces(open_photo(portrait), params)
     left, top, width, height = box
     assert 0 < left + width / 2 < 1
     assert abs(top + height / 2 - 0.5) < 0.25
@@ -118,9 +120,21 @@ def test_detectors_find_a_face_where_it_is(portrait: Path, detector: str) -> Non
 
 def test_no_face_is_found_where_there_is_none(tmp_path: Path) -> None:
     save_photo(tmp_path / "noise.png")
-    box, confidence = detect.find_face(open_photo(tmp_path / "noise.png"), "yuface", "", 0.6)
-    assert np.isnan(box).all()
-    assert confidence == 0
+    params = read_params().crop.model_copy(update={"min_confidence": 0.6})
+    boxes, confidences = detect.find_faces(open_photo(tmp_path / "noise.png"), params)
+    assert (boxes.shape, confidences.shape) == ((0, 4), (0,))
+
+
+def test_several_faces_are_all_found_the_largest_first(portrait: Path) -> None:
+    photo = open_photo(portrait)
+    both = Image.new("RGB", (photo.width * 2, photo.height), "white")
+    half = photo.resize((photo.width // 2, photo.height // 2))
+    both.paste(half, (photo.width // 4, photo.height // 4))
+    both.paste(photo, (photo.width, 0))
+    boxes, _ = detect.find_faces(both, read_params().crop)
+    assert len(boxes) == 2
+    assert boxes[0, 0] > 0.5 > boxes[1, 0]
+    assert boxes[0, 2] > 1.5 * boxes[1, 2]
 
 
 def test_yunet_without_its_model_says_what_to_do(cleaned: Path, run: Run, change: Change) -> None:

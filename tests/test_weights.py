@@ -12,7 +12,9 @@ from torch import nn
 from stages import weights
 from stages.errors import UserError
 from stages.learning.network import build
-from stages.learning.weight_files import load_network, write_weights
+from stages.learning.weight_files import load_network, read_recipe, write_weights
+from stages.params import read_params
+from stages.train import recipe_of
 from tests.conftest import Change, Run
 
 MODEL = "mobilenet_v3_large"
@@ -136,6 +138,25 @@ def test_files_that_are_no_weights_are_one_line(weigh: Run) -> None:
 def test_a_file_elsewhere_is_warned_of(weigh: Run) -> None:
     safetensors.torch.save_file(pretrained().state_dict(), "elsewhere.safetensors")
     assert "warning: weights.source" in weigh("elsewhere.safetensors").output
+
+
+def test_how_a_network_is_used_travels_with_its_weights(run: Run, change: Change) -> None:
+    change("crop.margin", 1.25)
+    Path("fallback.json").write_text('{"box": [0.1, 0.2, 0.5, 0.4]}')
+    recipe = recipe_of(read_params(), Path("fallback.json"))
+    state = build("resnet18", 32).state_dict()
+    write_weights(Path("network.safetensors"), state, recipe)
+    again = read_recipe(Path("network.safetensors"))
+    assert again == recipe
+    assert (again.model, again.crop.margin, again.fallback) == (
+        "resnet18",
+        1.25,
+        [0.1, 0.2, 0.5, 0.4],
+    )
+    write_weights(Path("bare.safetensors"), state)
+    for name, why in {"bare": "does not say how", "absent": "is missing or damaged"}.items():
+        with pytest.raises(UserError, match=why):
+            read_recipe(Path(f"{name}.safetensors"))
 
 
 def test_a_stage_refuses_the_state_of_another_network_and_half_a_file(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from threadpoolctl import threadpool_limits
 
 from stages.errors import UserError
 from stages.faces.boxes import Boxes
+from stages.params import CropParams
 
 Found = NDArray[np.float64]
 """Faces in a photo, M x 5: left, top, width, height in pixels, confidence from 0 to 1."""
@@ -23,22 +24,18 @@ LONG_SIDE = 320
 """Photos are shrunk to this many pixels before a face is looked for: enough for a portrait."""
 
 
-def find_face(
-    photo: Image.Image, detector: str, yunet_model: str, min_confidence: float
-) -> tuple[Boxes, float]:
-    """The largest face of which the detector is sure enough: a portrait's face is in front.
+def find_faces(photo: Image.Image, params: CropParams) -> tuple[Boxes, NDArray[np.float64]]:
+    """All faces of which the detector is sure enough, the largest first.
 
     Returns:
-        The relative box (4; NaN if no face was found) and the confidence (0 if none).
+        Relative boxes (M x 4) and confidences (M, 0 to 1).
     """
     small = photo.copy()
     small.thumbnail((LONG_SIDE, LONG_SIDE))
-    found = load_detector(detector, yunet_model)(np.asarray(small)[:, :, ::-1].copy())
-    found = found[found[:, 4] >= min_confidence]
-    if not len(found):
-        return np.full(4, np.nan), 0.0
-    largest = found[np.argmax(found[:, 2] * found[:, 3])]
-    return largest[:4] / [small.width, small.height, small.width, small.height], float(largest[4])
+    found = load_detector(params.detector, params.yunet_model)(np.asarray(small)[:, :, ::-1].copy())
+    found = found[found[:, 4] >= params.min_confidence]
+    found = found[np.argsort(-found[:, 2] * found[:, 3], kind="stable")]
+    return found[:, :4] / [small.width, small.height, small.width, small.height], found[:, 4]
 
 
 @cache

@@ -4,12 +4,14 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from stages.errors import UserError
 from stages.files import write_whole
 from stages.learning.network import State
+from stages.learning.recipe import Recipe
 
 
 def read_weights(path: Path) -> State:
@@ -59,8 +61,29 @@ def load_network(network: nn.Module, path: Path) -> None:
         ) from None
 
 
-def write_weights(path: Path, state: State) -> None:
+def read_recipe(path: Path) -> Recipe:
+    """The recipe in a file of weights that the stage `train` wrote.
+
+    Raises:
+        UserError: if the file is not there, is damaged, or holds no recipe.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            described = (file.metadata() or {}).get("recipe", "")
+        return Recipe.model_validate_json(described)
+    except (OSError, SafetensorError):
+        raise UserError(f"{path} is missing or damaged: `dvc repro` makes it anew") from None
+    except ValidationError:
+        raise UserError(
+            f"{path} does not say how its network is used: `dvc repro` makes it anew"
+        ) from None
+
+
+def write_weights(path: Path, state: State, recipe: Recipe | None = None) -> None:
     """Write tensors by name as safetensors, whole or not at all."""
-    content = safetensors.torch.save({name: tensor.contiguous() for name, tensor in state.items()})
+    content = safetensors.torch.save(
+        {name: tensor.contiguous() for name, tensor in state.items()},
+        None if recipe is None else {"recipe": recipe.model_dump_json()},
+    )
     with write_whole(path) as file:
         file.write(content)

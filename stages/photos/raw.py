@@ -28,16 +28,18 @@ class Rejected(NamedTuple):
 
 
 def read_people(table: Path) -> pd.DataFrame:
-    """Read train.csv: one row a person, with gender, age (years, int) and path (the person).
+    """Read train.csv: a row a person: gender, age (years, int), path (the person), race.
+
+    Race, of which nothing is predicted, is "" where the table has no such column.
 
     Raises:
         UserError: naming the row of an unknown gender, an impossible age, a path that is repeated.
     """
-    people = read_text_table(table, ["gender", "age", "path"])
+    people = read_text_table(table, ["gender", "age", "path"], ["race"])
     if people.empty:
         raise UserError(f"{table} has no row below its header: add one for each person")
     first_row: dict[str, int] = {}
-    for row, (gender, age, path) in zip(people.index, people.to_numpy(), strict=True):
+    for row, gender, age, path, _ in people.itertuples(name=None):
         if path in first_row:
             raise UserError(
                 f"{table}, row {row}: path {path!r} is already that of row {first_row[path]}: "
@@ -74,7 +76,7 @@ def inside(folder: Path, name: str, where: str) -> Path:
 
 
 def list_photos(people: pd.DataFrame, train: Path) -> tuple[pd.DataFrame, list[Rejected]]:
-    """Find the seven photos of each person: person, photo, path, mask, gender, age.
+    """Find the seven photos of each person: person, photo, path, mask, gender, age, race.
 
     Returns:
         The photos, in the order of train.csv, and what lies in `train/images` beside them.
@@ -83,7 +85,7 @@ def list_photos(people: pd.DataFrame, train: Path) -> tuple[pd.DataFrame, list[R
         UserError: if a folder or a photo is missing, a photo is there twice, or a path leads out.
     """
     images, rows, rejected = train / "images", list[dict[str, Any]](), list[Rejected]()
-    for row, (gender, age, person) in zip(people.index, people.to_numpy(), strict=True):
+    for row, gender, age, person, race in people.itertuples(name=None):
         where = f"{train / 'train.csv'}, row {row}"
         folder = inside(images, person, where)
         if not folder.is_dir():
@@ -116,6 +118,7 @@ def list_photos(people: pd.DataFrame, train: Path) -> tuple[pd.DataFrame, list[R
                     "mask": mask,
                     "gender": gender,
                     "age": age,
+                    "race": race,
                 }
             )
     named = set(people["path"])

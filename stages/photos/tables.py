@@ -13,7 +13,7 @@ from stages.photos.labels import CLASSES
 
 PROBABILITIES = [f"p{label}" for label in range(CLASSES)]
 
-TEXTS = ["person", "photo", "path", "rejected", "other_person", "other_photo", "given"]
+TEXTS = ["person", "photo", "path", "rejected", "other_person", "other_photo", "given", "race"]
 """Columns of stages' tables that are text, even where they look like numbers."""
 
 
