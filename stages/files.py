@@ -99,6 +99,12 @@ def write_json(path: Path, content: dict[str, Any], digits: int = 6) -> None:
         file.write((json.dumps(_rounded(content, digits), indent=2) + "\n").encode())
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """Figures that `write_json` wrote."""
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
+
+
 def _rounded(value: Any, digits: int) -> Any:
     if isinstance(value, dict):
         return {str(key): _rounded(item, digits) for key, item in value.items()}

@@ -182,6 +182,16 @@ class ReviewParams(Section):
     thumbnail: Annotated[int, Field(ge=32, le=1024)]
 
 
+class ReportParams(Section):
+    photos_per_cell: Count
+    examples: Count
+    bins: Annotated[int, Field(ge=2, le=100)]
+
+
+class ModelCardParams(Section):
+    min_people: Annotated[int, Field(ge=2)]
+
+
 class Params(Section):
     """All of params.yaml."""
 
@@ -198,6 +208,8 @@ class Params(Section):
     predict: PredictParams
     suspects: SuspectParams
     review: ReviewParams
+    report: ReportParams
+    model_card: ModelCardParams
 
 
 def read_params(path: Path = Path("params.yaml")) -> Params:

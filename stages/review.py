@@ -7,8 +7,6 @@ The page needs no server and no network. It is made from the users' photos and s
 committed. Its decisions are saved as a corrections.csv that the stage `clean` reads.
 """
 
-import base64
-import io
 from collections.abc import Hashable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -16,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from stages.command import stage_command
 from stages.files import write_whole
+from stages.pages.rendering import image_data, render
 from stages.params import read_params
 from stages.photos.corrections import COLUMNS, OPTIONAL, read_corrections
 from stages.photos.labels import AGE_GROUPS, GENDERS, MASKS, age_group, attribute_names
@@ -29,17 +27,7 @@ from stages.photos.packed import Pixels, read_packed
 from stages.photos.tables import PROBABILITIES, read_stage_table
 from stages.progress import progress
 
-QUALITY = 60
-"""Of the WebP images: 500 people's photos stay under 30 MB."""
-
 Entry = dict[str, Any]
-
-
-def as_data(image: Image.Image) -> str:
-    """An image as WebP in base64."""
-    buffer = io.BytesIO()
-    image.save(buffer, "webp", quality=QUALITY)
-    return base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 def thumbnail(path: str, width: int, max_pixels: int) -> str:
@@ -49,7 +37,7 @@ def thumbnail(path: str, width: int, max_pixels: int) -> str:
     except (BadPhotoError, FileNotFoundError):
         return ""
     photo.thumbnail((width, 2 * width))
-    return as_data(photo)
+    return image_data(photo)
 
 
 def list_findings(suspects: pd.DataFrame, years: dict[Hashable, int]) -> list[Entry]:
@@ -111,21 +99,13 @@ def describe(
             {
                 **{key: row[key] for key in ("photo", "mask", "gender", "age", "origin")},
                 "image": thumbnails[place],
-                "crop": as_data(Image.fromarray(crops[row["row"]])),
+                "crop": image_data(Image.fromarray(crops[row["row"]])),
                 "p": {field: share[place].round(3).tolist() for field, share in shares.items()}
                 if row["mask"]
                 else {},
             }
         )
     return people
-
-
-def render(**content: Any) -> str:
-    """The page, with all that it shows inside."""
-    environment = Environment(
-        loader=PackageLoader("stages", "pages"), autoescape=True, undefined=StrictUndefined
-    )
-    return environment.get_template("review.html").render(content=content)
 
 
 @stage_command
@@ -159,14 +139,15 @@ def main(
     years = known["age"].groupby(groups).median().astype(int).to_dict()
     findings = list_findings(read_stage_table(suspects), years)
     shown = photos_to_show(findings, pd.concat([known, asked], ignore_index=True))
-    page = render(
-        findings=findings,
-        people=describe(shown, crops, params.review.thumbnail, params.clean.max_pixels),
-        corrections=read_corrections(corrections).to_dict("records"),
-        columns=[*COLUMNS, *OPTIONAL],
-        names=names,
-        values={"mask": MASKS, "gender": GENDERS},
-    )
+    content = {
+        "findings": findings,
+        "people": describe(shown, crops, params.review.thumbnail, params.clean.max_pixels),
+        "corrections": read_corrections(corrections).to_dict("records"),
+        "columns": [*COLUMNS, *OPTIONAL],
+        "names": names,
+        "values": {"mask": MASKS, "gender": GENDERS},
+    }
+    page = render("review.html", content=content)
     with write_whole(out) as file:
         file.write(page.encode())
     print(f"review: {len(findings)} findings, {len(page) / 1e6:.1f} MB; open {out} in a browser")

@@ -1,13 +1,14 @@
-"""A small data set in the competition's layout, and the shipped params.yaml to change."""
+"""A small data set in the competition's layout, the shipped params.yaml to change, a browser."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from playwright.sync_api import Browser, Page, sync_playwright
 from ruamel.yaml import YAML
 from typer import Typer
 from typer.testing import CliRunner, Result
@@ -76,3 +77,33 @@ def run(change: Change) -> Run:
         return result
 
     return run_stage
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    names = ("chromium", "chromium-browser", "google-chrome")
+    installed = next(filter(None, map(shutil.which, names)), None)
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=installed, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    """A page that fails on anything in the console and on any request beyond the disk."""
+    context = browser.new_context(accept_downloads=True)
+    opened, problems = context.new_page(), list[str]()
+    opened.on("console", lambda message: problems.append(message.text))
+    opened.on("pageerror", lambda error: problems.append(str(error)))
+    opened.on(
+        "request",
+        lambda request: (
+            None
+            if request.url.startswith(("file:", "data:", "blob:"))
+            else problems.append(request.url)
+        ),
+    )
+    yield opened
+    assert problems == []
+    context.close()

@@ -129,6 +129,7 @@ LAYERS = {
     "progress": set[str](),
     "faces": {"errors", "params", "photos"},
     "learning": {"errors", "files", "params", "photos", "progress"},
+    "pages": {"photos"},
     "scoring": {"photos"},
 }
 

@@ -1,14 +1,13 @@
 """The review page in a real browser: decide with keys, close, come back, save, feed to `clean`."""
 
 import json
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Page
 
 from stages import clean, review
 from stages.photos.packed import write_packed
@@ -28,16 +27,6 @@ FINDINGS = [
     ("mask", OLD, "mask3.jpg", "mask", "worn", "not_worn", 0.6, "looks not worn"),
     ("duplicate", FEMALE, "mask2.jpg", "drop", "evaluation/a.jpg", "drop", 0.5, "the same photo"),
 ]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    names = ("chromium", "chromium-browser", "google-chrome")
-    installed = next(filter(None, map(shutil.which, names)), None)
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=installed, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
 
 
 def write_inputs(run: Run, raw: Path, findings: list[tuple[object, ...]]) -> None:
@@ -66,26 +55,6 @@ def write_page(run: Run, change: Change, raw: Path) -> Write:
         return Path("reports/review.html").resolve()
 
     return write
-
-
-@pytest.fixture
-def page(browser: Browser) -> Iterator[Page]:
-    """A page that fails on anything in the console and on any request beyond the disk."""
-    context = browser.new_context(accept_downloads=True)
-    opened, problems = context.new_page(), list[str]()
-    opened.on("console", lambda message: problems.append(message.text))
-    opened.on("pageerror", lambda error: problems.append(str(error)))
-    opened.on(
-        "request",
-        lambda request: (
-            None
-            if request.url.startswith(("file:", "data:", "blob:"))
-            else problems.append(request.url)
-        ),
-    )
-    yield opened
-    assert problems == []
-    context.close()
 
 
 def press(page: Page, *keys: str) -> None:

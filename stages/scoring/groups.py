@@ -1,0 +1,133 @@
+"""Scores of groups of people apart, and the gaps between them."""
+
+from collections.abc import Hashable
+from typing import NamedTuple
+
+import pandas as pd
+from scipy.stats import t as student
+
+from stages.scoring.metrics import (
+    SCORES,
+    Counts,
+    confusion_by_person,
+    f1_per_class,
+    interval,
+    of_attribute,
+    resample_people,
+)
+
+
+class Gap(NamedTuple):
+    """The widest gap in accuracy between two groups, with a 95% interval for having picked it."""
+
+    best: str
+    worst: str
+    difference: float
+    low: float
+    high: float
+
+    @property
+    def shown(self) -> bool:
+        """Whether the gap is more than chance would make it."""
+        return self.low > 0
+
+
+def counts_of(table: pd.DataFrame) -> Counts:
+    """Confusion counts by person (P x 18 x 18) of a table with person, label, predicted."""
+    return confusion_by_person(
+        table["label"].to_numpy(), table["predicted"].to_numpy(), table["person"].to_numpy(str)
+    )
+
+
+def score_groups(
+    table: pd.DataFrame, group: "pd.Series[str]", min_people: int, resamples: int, seed: int
+) -> tuple[pd.DataFrame, Gap | None]:
+    """Accuracy of each group, with 95% intervals from a bootstrap over its people.
+
+    Accuracy, not macro F1: F1 depends on how many there are of each class, which differs from group
+    to group; the share of a group's photos that are seen rightly does not.
+
+    Args:
+        table: person, label, predicted, a row a photo.
+        group: of each photo, all of a person the same.
+        min_people: groups of fewer people get no scores.
+
+    Returns:
+        A row a group, the largest first: group, people, photos, and `accuracy` (all three right),
+        `mask`, `gender` and `age`, each with `_low` and `_high`; NaN where there are too few
+        people. And the widest gap in accuracy, None where there are no two groups to compare.
+    """
+    rows, resampled = list[dict[Hashable, object]](), dict[str, Counts]()
+    for place, (name, part) in enumerate(table.groupby(group.to_numpy())):
+        people = part["person"].nunique()
+        row: dict[Hashable, object] = {"group": name, "people": people, "photos": len(part)}
+        if people >= min_people:
+            counts = counts_of(part)
+            resampled[str(name)] = resample_people(counts, resamples, seed + place)
+            for attribute in ("accuracy", "mask", "gender", "age"):
+                right = _accuracy(counts.sum(axis=0), attribute)
+                low, high = interval(_accuracy(resampled[str(name)], attribute))
+                row |= {attribute: float(right), f"{attribute}_low": low, f"{attribute}_high": high}
+        rows.append(row)
+    columns = ["group", "people", "photos"] + [
+        f"{attribute}{end}"
+        for attribute in ("accuracy", "mask", "gender", "age")
+        for end in ("", "_low", "_high")
+    ]
+    scores = pd.DataFrame(rows, columns=columns)
+    scores = scores.sort_values("people", ascending=False, kind="stable", ignore_index=True)
+    return scores, _widest_gap(scores, resampled)
+
+
+def _accuracy(counts: Counts, attribute: str) -> Counts:
+    return SCORES["accuracy"](
+        counts if attribute == "accuracy" else of_attribute(counts, attribute)
+    )
+
+
+def _widest_gap(scores: pd.DataFrame, resampled: dict[str, Counts]) -> Gap | None:
+    known = scores.dropna(subset="accuracy").set_index("group")["accuracy"]
+    if len(known) < 2:
+        return None
+    best, worst = str(known.idxmax()), str(known.idxmin())
+    difference = _accuracy(resampled[best], "accuracy") - _accuracy(resampled[worst], "accuracy")
+    # The widest of all gaps is picked, which would make one out of chance: so the interval is
+    # wider, by Bonferroni's correction for the number of pairs. That far out, a few people's
+    # bootstrap is too sure of itself: Student's distribution is not.
+    fewest = int(scores.set_index("group").loc[[best, worst], "people"].min())
+    tail = 0.025 / (len(known) * (len(known) - 1) / 2)
+    reach = student.ppf(1 - tail, fewest - 1) * difference.std() * (fewest / (fewest - 1)) ** 0.5
+    gap = float(known[best] - known[worst])
+    return Gap(best, worst, gap, gap - float(reach), gap + float(reach))
+
+
+def f1_of_attributes(
+    by_person: Counts, names: dict[str, list[str]], resamples: int, seed: int
+) -> pd.DataFrame:
+    """F1 of each value of mask, gender and age apart, with 95% intervals.
+
+    Args:
+        by_person: confusion counts, P x 18 x 18.
+        names: of each attribute's values.
+
+    Returns:
+        A row a value: attribute, value, f1, low, high, photos.
+    """
+    resampled = resample_people(by_person, resamples, seed)
+    tables = []
+    for attribute, values in names.items():
+        counts = of_attribute(by_person.sum(axis=0), attribute)
+        low, high = interval(f1_per_class(of_attribute(resampled, attribute)))
+        tables.append(
+            pd.DataFrame(
+                {
+                    "attribute": attribute,
+                    "value": values,
+                    "f1": f1_per_class(counts),
+                    "low": low,
+                    "high": high,
+                    "photos": counts.sum(axis=1).astype(int),
+                }
+            )
+        )
+    return pd.concat(tables, ignore_index=True)
