@@ -141,7 +141,8 @@ def doubtful_people(
 def doubtful_masks(table: pd.DataFrame, params: SuspectParams) -> list[Finding]:
     """Pairs of photos that look swapped, and single photos whose mask state is doubtful.
 
-    Where changing a photo would leave its person without any of that state, dropping is suggested.
+    A single photo is suggested to be dropped: with another label, its person would have one of that
+    kind too many.
 
     Args:
         table: person, photo, mask, p0 to p17, a row a photo.
@@ -179,7 +180,6 @@ def doubtful_masks(table: pd.DataFrame, params: SuspectParams) -> list[Finding]:
         )
     prior = np.bincount(given, minlength=len(MASKS)) / len(given)
     likely = posterior(logs - np.log(prior.clip(1e-9)), given)
-    alone = table.groupby(["person", "mask"])["photo"].transform("size").to_numpy() == 1
     agrees = confident(given, shares)
     for row in range(len(table)):
         score = 1 - likely[row, given[row]]
@@ -194,7 +194,7 @@ def doubtful_masks(table: pd.DataFrame, params: SuspectParams) -> list[Finding]:
                 "photo": photos[row],
                 "field": "mask",
                 "given": MASKS[given[row]],
-                "suggested": "drop" if alone[row] else MASKS[looks],
+                "suggested": "drop",
                 "score": float(score),
                 "evidence": evidence + "; confident learning agrees" * bool(agrees[row]),
             }

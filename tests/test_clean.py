@@ -350,6 +350,37 @@ def test_two_corrections_of_one_thing_are_named(clean_raw: Clean) -> None:
     assert "row 3: row 2 already changes the age of" in clean_raw(code=1)
 
 
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        (["mask1.jpg,mask,worn,not_worn,x"], "row 2: mask1.jpg becomes 'not_worn', and"),
+        (["normal.jpg,mask,not_worn,worn,x"], f"{PERSON} has 6 photos of that kind instead of 5"),
+        (
+            ["normal.jpg,mask,not_worn,incorrect,x", "mask1.jpg,mask,worn,not_worn,x"],
+            "row 2: normal.jpg becomes 'incorrect'",
+        ),
+    ],
+)
+def test_a_swap_that_would_make_two_of_a_kind_is_named(
+    clean_raw: Clean, rows: list[str], expected: str
+) -> None:
+    correct(*(f"{PERSON},{row}" for row in rows))
+    error = clean_raw(code=1)
+    assert expected in error
+    assert "add the row of the photo it was swapped with, or drop it" in error
+    assert len(error.splitlines()) == 1
+
+
+def test_the_photo_in_whose_place_another_comes_may_be_dropped(clean_raw: Clean) -> None:
+    correct(
+        f"{PERSON},normal.jpg,mask,not_worn,incorrect,x", f"{PERSON},incorrect_mask.jpg,drop,,,x"
+    )
+    clean_raw()
+    of_person = photos()[photos()["person"] == PERSON].set_index("photo")["label"]
+    assert of_person["normal.jpg"] == 9
+    assert len(of_person) == 6
+
+
 def test_where_nothing_more_can_be_written_earlier_tables_stay_whole(clean_raw: Clean) -> None:
     clean_raw()
     before = Path("out/photos.csv").read_bytes()

@@ -24,7 +24,7 @@ FINDINGS = [
     ("gender", YOUNG, "", "gender", "male", "female", 0.9, EVIL),
     ("age", OLD, "", "age", "60", "under 30", 0.8, 'looks "young", and so'),
     ("duplicate", YOUNG, "mask1.jpg", "drop", f"{OLD}/mask1.jpg", "drop", 0.7, "the same photo"),
-    ("mask", OLD, "mask3.jpg", "mask", "worn", "not_worn", 0.6, "looks not worn"),
+    ("mask", OLD, "mask3.jpg", "mask", "worn", "drop", 0.6, "looks not worn"),
     ("duplicate", FEMALE, "mask2.jpg", "drop", "evaluation/a.jpg", "drop", 0.5, "the same photo"),
 ]  # fmt: skip
 
@@ -96,7 +96,7 @@ def test_decisions_by_keys_survive_and_are_what_clean_reads(
         [YOUNG, "", "gender", "male", "female", "Ann", "rejected"],
         [OLD, "", "age", "60", "25", "Ann", "accepted"],
         [YOUNG, "mask1.jpg", "drop", "", "", "Ann", "accepted"],
-        [OLD, "mask3.jpg", "mask", "worn", "not_worn", "Ann", "accepted"],
+        [OLD, "mask3.jpg", "drop", "", "", "Ann", "accepted"],
     ]
     run(clean.main, raw / "train", raw / "eval", raw / "corrections.csv", "after")
     photos = pd.read_csv("after/photos.csv").set_index(["person", "photo"])

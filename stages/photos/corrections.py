@@ -92,7 +92,8 @@ def apply_corrections(
 
     Raises:
         UserError: a line for each row that matches nothing, whose `old` is not what the data says,
-            that speaks of what another row has spoken of, or that is one half of a swap.
+            that speaks of what another row has spoken of, or that gives a person one photo more of
+            a mask state, as half a swap does.
     """
     corrected = photos.assign(origin="given")
     dropped = pd.Series(False, index=photos.index)
@@ -116,7 +117,7 @@ def apply_corrections(
         corrected.loc[chosen.index, "origin"] = "corrected"
     problems += [
         f"{source}, row {changed_by[match, 'mask']}: {problem}"
-        for match, problem in _half_swaps(photos, corrected[~dropped])
+        for match, problem in _too_many(photos, corrected[~dropped])
     ]
     if problems:
         raise UserError("\n".join(problems))
@@ -155,15 +156,16 @@ def _mismatch(
     return ""
 
 
-def _half_swaps(photos: pd.DataFrame, corrected: pd.DataFrame) -> Iterator[tuple[object, str]]:
-    """Photos that leave their person without a mask state: the other half of a swap is missing."""
-    states = corrected.groupby("person")["mask"].agg(set)
+def _too_many(photos: pd.DataFrame, corrected: pd.DataFrame) -> Iterator[tuple[object, str]]:
+    """Photos whose new mask state more photos of their person then have than before."""
+    before, after = (table.groupby(["person", "mask"]).size() for table in (photos, corrected))
     for match in corrected.index[corrected["mask"] != photos.loc[corrected.index, "mask"]]:
-        person, photo, old = photos.loc[match, ["person", "photo", "mask"]]
-        if old not in states[person]:
+        person, photo, mask = corrected.loc[match, ["person", "photo", "mask"]]
+        most = before.get((person, mask), 0)
+        if after[person, mask] > most:
             yield (
                 match,
-                f"{photo} becomes {corrected.loc[match, 'mask']!r}, and {person} has no photo that "
-                f"is {old!r} any more: add the row of the photo it was swapped with, or drop it "
+                f"{photo} becomes {mask!r}, and {person} has {after[person, mask]} photos of that "
+                f"kind instead of {most}: add the row of the photo it was swapped with, or drop it "
                 "(field drop)",
             )
