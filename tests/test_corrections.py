@@ -85,6 +85,32 @@ def test_a_value_that_is_not_allowed_is_named(command: Command, cells: str, mess
     assert message in command("check", "c.csv", code=1)
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        ("accepted", "rejected", "row 3: row 2 decides otherwise on the same: keep one of them"),
+        ("rejected", "accepted", "row 3: row 2 decides otherwise on the same: keep one of them"),
+        ("rejected", "rejected", "row 3: row 2 says the same: keep one of them"),
+        ("accepted", "", "row 3: row 2 says the same: keep one of them"),
+    ],
+)
+def test_two_decisions_on_one_claim_are_named(
+    command: Command, first: str, second: str, message: str
+) -> None:
+    write("c.csv", *(f"{YOUNG},,gender,male,female,x,me,{each}," for each in (first, second)))
+    assert message in command("check", "c.csv", code=1)
+
+
+def test_rejections_of_several_claims_are_fine(command: Command) -> None:
+    write("c.csv", *(f"{OLD},,age,60,{years},x,me,rejected," for years in (25, 40)))
+    assert "0 photos corrected" in command("check", "c.csv")
+
+
+def test_a_rejection_for_nobody_is_named(command: Command) -> None:
+    write("c.csv", "nobody,,gender,male,female,x,me,rejected,")
+    assert "row 2: there is no person 'nobody'" in command("check", "c.csv", code=1)
+
+
 def test_a_file_as_a_spreadsheet_saves_it_is_fine(command: Command) -> None:
     Path("c.csv").write_bytes(
         b"\xef\xbb\xbfreason,old,new,field,photo,person\r\n"

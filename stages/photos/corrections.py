@@ -24,6 +24,7 @@ from stages.photos.tables import read_text_table
 
 COLUMNS = ["person", "photo", "field", "old", "new", "reason"]
 OPTIONAL = ["reviewer", "decision", "score"]
+CLAIM = ["person", "photo", "field", "new"]
 DECISIONS = ("", "accepted", "rejected")
 ALLOWED = {
     "gender": list(GENDERS),
@@ -39,14 +40,19 @@ def read_corrections(path: Path) -> pd.DataFrame:
     """Read the corrections, `COLUMNS` and `OPTIONAL`; every field and value is one that is allowed.
 
     Raises:
-        UserError: a line for each field or value that is not, naming its row.
+        UserError: a line for each field or value that is not, and for each row that says what
+            another row says, or rejects what that accepts, naming its row.
     """
     corrections = read_text_table(path, COLUMNS, OPTIONAL)
-    problems = [
-        f"{path}, row {row}: {problem}"
-        for row, cells in corrections.iterrows()
-        for problem in _wrong_values(**cells)
-    ]
+    problems, first = list[str](), dict[tuple[str, ...], tuple[object, bool]]()
+    for row, cells in corrections.iterrows():
+        where = f"{path}, row {row}"
+        problems += [f"{where}: {problem}" for problem in _wrong_values(**cells)]
+        claim, rejected = tuple(cells[CLAIM]), cells["decision"] == "rejected"
+        earlier, was_rejected = first.setdefault(claim, (row, rejected))
+        if earlier != row:
+            how = "says the same" if rejected == was_rejected else "decides otherwise on the same"
+            problems.append(f"{where}: row {earlier} {how}: keep one of them")
     if problems:
         raise UserError("\n".join(problems))
     return corrections
@@ -84,7 +90,7 @@ def apply_corrections(
 ) -> pd.DataFrame:
     """The photos with corrected mask, gender and age, without the dropped ones, with `origin`.
 
-    Rejected rows change nothing.
+    Rejected rows change nothing, but speak of photos that are there.
 
     Args:
         photos: as they came: person, photo, mask, gender, age.
@@ -100,14 +106,19 @@ def apply_corrections(
     rows_of_person = photos.groupby("person", sort=False).groups
     changed_by: dict[tuple[object, str], int] = {}
     problems = []
-    accepted = corrections[corrections["decision"] != "rejected"]
-    for row, person, photo, field, old, new in accepted[COLUMNS[:-1]].itertuples(name=None):
+    for row, person, photo, field, old, new, decision in corrections[
+        [*COLUMNS[:-1], "decision"]
+    ].itertuples(name=None):
         chosen = photos.loc[rows_of_person.get(person, [])]
         if photo:
             chosen = chosen[chosen["photo"] == photo]
-        problem = _mismatch(photos, chosen, person, photo, field, old, changed_by)
+        rejected = decision == "rejected"
+        problem = _nothing(photos, chosen, person, photo)
+        if not problem and not rejected:
+            problem = _mismatch(photos, chosen, person, field, old, changed_by)
         if problem:
             problems.append(f"{source}, row {row}: {problem}")
+        if problem or rejected:
             continue
         changed_by |= dict.fromkeys([(match, field) for match in chosen.index], row)
         if field == "drop":
@@ -124,21 +135,25 @@ def apply_corrections(
     return corrected[~dropped]
 
 
+def _nothing(photos: pd.DataFrame, chosen: pd.DataFrame, person: str, photo: str) -> str:
+    """That a correction chooses no photo, or ""."""
+    if not chosen.empty:
+        return ""
+    theirs = photos.loc[photos["person"] == person, "photo"]
+    if theirs.empty:
+        return f"there is no person {person!r}: correct or remove the row"
+    return f"{person} has no photo {photo!r}; there are {', '.join(theirs)}"
+
+
 def _mismatch(
     photos: pd.DataFrame,
     chosen: pd.DataFrame,
     person: str,
-    photo: str,
     field: str,
     old: str,
     changed_by: dict[tuple[object, str], int],
 ) -> str:
     """Why a correction cannot be applied to the photos it chooses, or ""."""
-    if chosen.empty:
-        theirs = photos.loc[photos["person"] == person, "photo"]
-        if theirs.empty:
-            return f"there is no person {person!r}: correct or remove the row"
-        return f"{person} has no photo {photo!r}; there are {', '.join(theirs)}"
     for match in chosen.index:
         if (match, field) in changed_by:
             return (
