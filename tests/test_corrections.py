@@ -114,9 +114,24 @@ def test_a_rejection_for_nobody_is_named(command: Command) -> None:
 def test_a_file_as_a_spreadsheet_saves_it_is_fine(command: Command) -> None:
     Path("c.csv").write_bytes(
         b"\xef\xbb\xbfreason,old,new,field,photo,person\r\n"
-        + f'"hat, ""fair"" hair",male , female,gender,,{YOUNG} \r\n'.encode()
+        + f'"hat, ""fair"" hair" ,male , female,gender,,{YOUNG} \r\n'.encode()
     )
     assert f"row 2: {YOUNG}: gender male -> female" in command("check", "c.csv")
+
+
+@pytest.mark.parametrize("below", [f"{OLD},,age,60,25,young,,,", f'{OLD},,age,60,25,"young",,,'])
+def test_a_quote_that_is_not_closed_does_not_swallow_the_rows_below(
+    command: Command, below: str
+) -> None:
+    write("c.csv", f'{YOUNG},,gender,male,female,"seen,,,', below)
+    error = command("check", "c.csv", code=1)
+    assert error.startswith("error: c.csv, row 2: ")
+    assert error.endswith("put the whole text in double quotes, and double those within it\n")
+
+
+def test_a_quote_within_a_text_is_text(command: Command) -> None:
+    write("c.csv", f'{YOUNG},,gender,male,female,6" hat,,,', f"{OLD},,age,60,25,x,,,")
+    assert "14 photos corrected" in command("check", "c.csv")
 
 
 def test_merge_keeps_agreements_and_lists_conflicts(command: Command) -> None:

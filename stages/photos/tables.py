@@ -1,6 +1,7 @@
 """Reading tables that people and stages wrote, with errors that name file, row and column."""
 
 import csv
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from stages.errors import UserError
 from stages.photos.labels import CLASSES
 
 PROBABILITIES = [f"p{label}" for label in range(CLASSES)]
+
+SPACE_AFTER_QUOTE = re.compile(r'"[ \t]+(?=,|[\r\n]|$)')
 
 TEXTS = ["person", "photo", "path", "rejected", "other_person", "other_photo", "given", "race"]
 """Columns of stages' tables that are text, even where they look like numbers."""
@@ -31,14 +34,15 @@ def read_text_table(
 
     Raises:
         UserError: if the file is missing, empty, no table, lacks a column or has one twice, or if a
-            row has more cells than the header.
+            row has more cells than the header or a quote that is not closed.
     """
     header: list[str] = []
     rows: dict[int, list[str]] = {}
+    line = 1
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file)
-            line = 1
+            # Strict, so that a quote that is never closed does not swallow the rows below it.
+            reader = csv.reader((SPACE_AFTER_QUOTE.sub('"', text) for text in file), strict=True)
             for cells in reader:
                 stripped = [cell.strip() for cell in cells]
                 if not header:
@@ -55,7 +59,10 @@ def read_text_table(
     except UnicodeDecodeError:
         raise UserError(f"{path} is not in UTF-8: save it as UTF-8") from None
     except csv.Error as error:
-        raise UserError(f"{path} is no table: {error}") from None
+        raise UserError(
+            f"{path}, row {line}: {error}: put the whole text in double quotes, and double those "
+            "within it"
+        ) from None
     if not any(header):
         raise UserError(f"{path} is empty: its first line must name {', '.join(columns)}")
     for column in [*columns, *optional]:
