@@ -6,6 +6,7 @@ python -m stages.corrections undo 4
 python -m stages.corrections effect
 """
 
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Annotated
 
@@ -57,25 +58,25 @@ def check(file: Annotated[Path, typer.Argument(help="A corrections.csv")]) -> No
 def merge_tables(mine: pd.DataFrame, yours: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     """All rows that two reviewers do not contradict each other in; a line for each contradiction.
 
-    Where both say the same, both are named as reviewers.
+    That is: another new value, or one who rejects what the other accepts. Where both say the same,
+    both are named as reviewers.
     """
-    theirs = {tuple(row[PLACE]): row for _, row in yours.iterrows()}
-    merged, conflicts = [], []
-    for _, row in mine.iterrows():
-        place = tuple(row[PLACE])
-        other = theirs.pop(place, None)
-        if other is not None and _says(row) != _says(other):
-            conflicts.append(
-                f"{' '.join(filter(None, place))}: {_says(row)} by {row['reviewer'] or 'the first'}"
-                f", {_says(other)} by {other['reviewer'] or 'the second'}"
-            )
+    both = pd.concat(
+        [mine.assign(who="the first"), yours.assign(who="the second")], ignore_index=True
+    )
+    both["who"] = both["reviewer"].where(both["reviewer"] != "", both["who"])
+    both["says"] = [_says(row) for _, row in both.iterrows()]
+    merged, conflicts = list[dict[Hashable, str]](), list[str]()
+    for place, rows in both.groupby(PLACE, sort=False):
+        rejected = rows["decision"] == "rejected"
+        made = rows[~rejected]
+        if made["says"].nunique() > 1 or rows.loc[rejected, "new"].isin(made["new"]).any():
+            what = (f"{says} by {who}" for says, who in zip(rows["says"], rows["who"], strict=True))
+            conflicts.append(f"{' '.join(filter(None, map(str, place)))}: {', '.join(what)}")
             continue
-        if other is not None:
-            names = dict.fromkeys(filter(None, [row["reviewer"], other["reviewer"]]))
-            row = row.copy()
-            row["reviewer"] = ", ".join(names)
-        merged.append(row)
-    merged += theirs.values()
+        for _, same in rows.groupby("says", sort=False):
+            names = ", ".join(dict.fromkeys(filter(None, same["reviewer"])))
+            merged.append({**same.iloc[0].to_dict(), "reviewer": names})
     return pd.DataFrame(merged, columns=[*COLUMNS, *OPTIONAL]), conflicts
 
 
@@ -102,22 +103,27 @@ def merge(
 @app.command()
 @errors_in_one_line
 def undo(
-    row: Annotated[int, typer.Argument(help="Line of the row in the file, as `check` prints it")],
+    rows: Annotated[
+        list[int], typer.Argument(help="Lines of rows, as `check` prints them; of a swap, both")
+    ],
     file: Annotated[Path | None, typer.Option(help="Default: data.corrections")] = None,
 ) -> None:
-    """Take a row out of the corrections."""
+    """Take rows out of the corrections."""
     file = file or Path(read_params().data.corrections)
     corrections = read_corrections(file)
-    if row not in corrections.index:
-        rows = ", ".join(map(str, corrections.index)) or "none"
-        raise UserError(f"{file} has no row {row}; its rows are {rows}")
-    rest = corrections.drop(index=row)
+    for row in rows:
+        if row not in corrections.index:
+            there = ", ".join(map(str, corrections.index)) or "none"
+            raise UserError(f"{file} has no row {row}; its rows are {there}")
+    rest = corrections.drop(index=rows)
     try:
         apply_corrections(given_photos(), rest, file)
     except UserError as error:
-        raise UserError(f"without row {row}, which stays: {error}") from None
+        which = f"row {', '.join(map(str, rows))}"
+        raise UserError(f"without {which}, which stays: {error}") from None
     write_table(file, rest)
-    print(f"{file}: row {row} is out ({' '.join(corrections.loc[[row], COLUMNS[:5]].iloc[0])})")
+    for row in rows:
+        print(f"{file}: row {row} is out ({' '.join(corrections.loc[[row], COLUMNS[:5]].iloc[0])})")
 
 
 def read_version(revision: str | None) -> pd.DataFrame:

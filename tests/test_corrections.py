@@ -159,6 +159,24 @@ def test_merge_keeps_agreements_and_lists_conflicts(command: Command) -> None:
     ]
 
 
+def test_merge_loses_no_row_of_one_file(command: Command) -> None:
+    """Several claims on one thing: rejected ones stand together, accepted ones are a conflict."""
+    write("a.csv", f"{YOUNG},,gender,male,female,seen,Ann,accepted,0.9")
+    write(
+        "b.csv",
+        f"{OLD},,age,60,25,no,Bob,rejected,0.5",
+        f"{OLD},,age,60,40,no,Bob,rejected,0.5",
+        f"{FEMALE},,age,25,40,x,,accepted,",
+        f"{FEMALE},,age,25,70,x,,accepted,",
+    )
+    out = command("merge", "a.csv", "b.csv", "merged.csv")
+    assert f"{FEMALE} age: 25 -> 40 by the second, 25 -> 70 by the second" in out
+    merged = pd.read_csv("merged.csv", dtype=str, keep_default_na=False)
+    assert merged["new"].to_list() == ["female", "25", "40"]
+    write("none.csv")
+    assert "merged.csv: 0 rows" in command("merge", "none.csv", "none.csv", "merged.csv")
+
+
 def test_undo_takes_a_row_out_and_keeps_the_others(command: Command) -> None:
     write(
         "corrections.csv",
@@ -180,6 +198,8 @@ def test_undo_of_half_a_swap_is_refused(command: Command) -> None:
     before = Path("corrections.csv").read_bytes()
     assert "without row 2, which stays" in command("undo", 2, code=1)
     assert Path("corrections.csv").read_bytes() == before
+    assert len(command("undo", 2, 3).splitlines()) == 2
+    assert Path("corrections.csv").read_text() == HEADER
 
 
 def out_of_fold(label: "np.ndarray[tuple[int], np.dtype[np.int64]]", seed: int) -> pd.DataFrame:
