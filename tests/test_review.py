@@ -189,6 +189,37 @@ def test_filters_show_a_kind_and_what_is_left(write_page: Write, page: Page) -> 
     assert visible.count() == 1
 
 
+def test_the_keyboard_alone_reaches_filters_and_comes_back(write_page: Write, page: Page) -> None:
+    page.goto(write_page().as_uri())
+    kind = page.get_by_label("Kind")
+    press(page, "f", "ArrowDown", "ArrowDown")
+    assert kind.input_value() == "duplicate"
+    assert page.locator("article:visible").count() == 2
+    press(page, "Escape", "r")
+    assert page.locator("article:visible").first.locator(".decision").text_content() == "rejected"
+
+
+def test_keys_decide_on_nothing_that_is_not_shown(write_page: Write, page: Page) -> None:
+    page.goto(write_page().as_uri())
+    page.get_by_label("Show").select_option("decided")
+    assert page.get_by_text("No finding is of that kind.").is_visible()
+    page.get_by_label("Show").blur()
+    press(page, "a")
+    assert page.locator("#progress").text_content() == "0 of 6"
+
+
+def test_a_click_decides_where_it_is_and_keys_go_on_from_there(
+    write_page: Write, page: Page
+) -> None:
+    page.goto(write_page().as_uri())
+    decision = page.locator("article .decision")
+    page.locator("article").nth(3).get_by_role("button", name="Reject").click()
+    press(page, "a")
+    page.locator("article").nth(1).get_by_role("button", name="Skip").focus()
+    press(page, "r")
+    assert decision.all_text_contents() == ["", "rejected", "", "rejected", "accepted", ""]
+
+
 def test_markup_in_texts_is_shown_and_never_run(write_page: Write, page: Page) -> None:
     page.goto(write_page().as_uri())
     assert page.get_by_text(EVIL).is_visible()
