@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 from playwright.sync_api import Page
 
-from stages import clean, review
+from stages import clean, review, suspects
+from stages.photos.corrections import read_corrections
 from stages.photos.packed import write_packed
 from stages.photos.tables import PROBABILITIES
 from tests.conftest import Change, Run
@@ -173,6 +174,61 @@ def test_a_label_corrected_before_keeps_its_first_value(
     press(page, "a", "a")
     rows = saved(page, raw / "out.csv")
     assert [row[:5] for row in rows] == [[OLD, "", "age", "60", "25"]]
+
+
+def test_a_decision_of_an_earlier_file_can_be_changed_and_taken_back(
+    write_page: Write, page: Page, raw: Path
+) -> None:
+    earlier = raw / "earlier.csv"
+    earlier.write_text(
+        "person,photo,field,old,new,reason,reviewer,decision,score\n"
+        f'{YOUNG},,gender,male,female,6" hat,Ann,accepted,0.8\n'
+        f"{OLD},,age,60,25,seen,Ann,accepted,0.7\n"
+        f"{OLD},mask1.jpg,drop,,,the same photo,Ann,accepted,0.7\n"
+        f"{OLD},mask3.jpg,drop,,,no,Ann,rejected,0.5\n"
+    )
+    page.goto(write_page().as_uri())
+    page.locator("#file").set_input_files(earlier)
+    page.get_by_text("4 rows of earlier.csv are taken over").wait_for()
+    decisions = page.locator("article .decision")
+    assert decisions.all_text_contents() == [
+        "", "accepted", "accepted", "the other is dropped", "rejected", ""
+    ]  # fmt: skip
+    assert sorted(saved(page, raw / "out.csv")) == sorted(
+        line.split(",") for line in earlier.read_text().splitlines()[1:]
+    )
+    page.locator("article").nth(1).focus()
+    press(page, "r", "u")
+    rows = {row[2]: row for row in saved(page, raw / "out.csv")}
+    assert rows["gender"][7] == "rejected"
+    assert "age" not in rows
+    earlier.write_text(earlier.read_text().replace('6" hat', '"hat'))
+    page.locator("#file").set_input_files(earlier)
+    page.get_by_text("earlier.csv is no corrections.csv: a double quote is not closed").wait_for()
+
+
+def test_a_rejection_stands_beside_the_correction_that_it_confirms(
+    write_page: Write, page: Page, raw: Path, run: Run
+) -> None:
+    """A label that was corrected looks wrong again: that it was looked at is remembered."""
+    table = raw / "corrections.csv"
+    table.write_text(f"person,photo,field,old,new,reason\n{YOUNG},,gender,male,female,seen\n")
+    page.goto(
+        write_page([("gender", YOUNG, "", "gender", "female", "male", 0.9, "looks it")]).as_uri()
+    )
+    press(page, "r")
+    rows = saved(page, table)
+    assert [row[3:5] + row[7:8] for row in rows] == [
+        ["male", "female", ""],
+        ["female", "male", "rejected"],
+    ]
+    run(clean.main, raw / "train", raw / "eval", table, "after")
+    claims = suspects.rejected_claims(read_corrections(table), [30, 60])
+    assert claims == {(YOUNG, "", "gender", "male"): 0.9}
+    page.locator("#file").set_input_files(table)
+    page.get_by_text("2 rows of corrections.csv are taken over").wait_for()
+    assert page.locator("article .decision").text_content() == "rejected"
+    assert saved(page, table) == rows
 
 
 def test_filters_show_a_kind_and_what_is_left(write_page: Write, page: Page) -> None:
