@@ -22,7 +22,7 @@ CANNOT_WRITE = {
     errno.ENOSPC: "the disk is full: free some space",
     errno.EDQUOT: "the disk quota is used up: free some space",
     errno.EFBIG: "the file would be larger than this system allows",
-    errno.EROFS: "the file system is read-only",
+    errno.EROFS: "the file system is read-only: make it writable",
     errno.EACCES: "permission denied: check the owner of the folder",
     errno.EEXIST: "a file is in the way of a folder: move it",
     errno.ENOTDIR: "a file is in the way of a folder: move it",

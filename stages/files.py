@@ -33,19 +33,25 @@ def write_whole(path: Path, wait_for_disk: bool = True) -> Iterator[BufferedRand
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     try:
-        with partial.open("w+b") as file:
+        with naming(path), partial.open("w+b") as file:
             yield file
             file.flush()
             if wait_for_disk:
                 os.fsync(file.fileno())
         partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Name `path` in a failed write's error, which does not say to which file that was."""
+    try:
+        yield
     except OSError as error:
         if error.filename is not None:
             raise
-        # A failed write does not say to which file; whoever reads the message needs to know.
         raise OSError(error.errno, error.strerror, str(path)) from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def sha256(path: Path) -> str:

@@ -22,6 +22,7 @@ import pandas as pd
 
 from stages.command import stage_command
 from stages.faces.drawing import Mask, draw_circumstances, draw_portrait, draw_traits
+from stages.files import naming
 from stages.params import SampleParams, read_params
 from stages.photos.labels import MASK_OF_PHOTO, encode
 from stages.progress import progress
@@ -204,8 +205,10 @@ def main(out: Path) -> None:
     """Draw the embedded data set into OUT, in place of what is there."""
     params = read_params()
     partial_out = out.with_name(out.name + ".partial")
-    shutil.rmtree(partial_out, ignore_errors=True)
-    draw_sample(partial_out, params.sample, params.labels.age_edges)
+    if partial_out.exists():
+        shutil.rmtree(partial_out)
+    with naming(partial_out):
+        draw_sample(partial_out, params.sample, params.labels.age_edges)
     shutil.rmtree(out, ignore_errors=True)
     partial_out.rename(out)
     count = 7 * (params.sample.people + params.sample.evaluation_people)

@@ -1,5 +1,8 @@
 """The embedded sample: the same for everybody, in the competition's layout, warts included."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -115,3 +118,18 @@ def test_drawing_again_replaces_what_was_there(run: Run, change: Change) -> None
     assert not stale.exists()
     assert len(pd.read_csv("data/sample/eval/info.csv")) == 7
     assert not Path("data/sample.partial").exists()
+
+
+def test_where_nothing_more_can_be_written_the_place_is_named(change: Change) -> None:
+    change("sample.people", 12)
+    Path("data/sample").mkdir(parents=True)
+    limited = subprocess.run(
+        ["bash", "-c", f"ulimit -f 1; exec {sys.executable} -m stages.sample data/sample"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert limited.returncode == 1
+    assert limited.stderr.startswith("error: data/sample.partial: the file would be larger")
+    assert len(limited.stderr.splitlines()) == 1
+    assert os.listdir("data/sample") == []
