@@ -25,13 +25,13 @@ from ruamel.yaml import YAML
 
 from stages.params import read_params
 from stages.photos.tables import PROBABILITIES
+from stages.scoring.comparison import paired_difference, signed
 from stages.scoring.metrics import (
     Counts,
     accuracy,
     confusion_by_person,
     interval,
     macro_f1,
-    paired_difference,
     resample_people,
 )
 from stages.scoring.out_of_fold import read_out_of_fold
@@ -138,14 +138,14 @@ def main(
         plain, tuned = score(folder)
         default = plain if default is None else default
         low, high = interval(macro_f1(resample_people(plain, knobs.bootstrap, knobs.seed)))
-        difference = paired_difference(plain, default, knobs.bootstrap, knobs.seed)
+        against = paired_difference(macro_f1, default, plain, knobs.bootstrap, knobs.seed)
         counts = plain.sum(axis=0)
         minutes = json.loads((folder / "seconds.json").read_text()) / 60
         table.add_row(
             name,
             f"{macro_f1(counts):.3f} ({low:.3f} to {high:.3f})",
             f"{accuracy(counts):.3f}",
-            "{:+.3f} ({:+.3f} to {:+.3f})".format(*difference),
+            signed(float(against.value), float(against.low), float(against.high)),
             f"{macro_f1(tuned.sum(axis=0)):.3f}",
             f"{minutes:.1f}",
         )

@@ -10,13 +10,10 @@ from collections.abc import Hashable
 from pathlib import Path
 from typing import Annotated
 
-import dvc.api
 import pandas as pd
 import typer
-from dvc.exceptions import DvcException
 from rich.console import Console
 from rich.table import Table
-from scmrepo.exceptions import SCMError
 
 from stages.command import errors_in_one_line
 from stages.errors import UserError
@@ -24,9 +21,10 @@ from stages.files import write_table
 from stages.params import read_params
 from stages.photos.corrections import COLUMNS, OPTIONAL, apply_corrections, read_corrections
 from stages.photos.raw import list_photos, read_people
-from stages.scoring.metrics import confusion_by_person, macro_f1, paired_difference
+from stages.revisions import WORKSPACE, read_run
+from stages.scoring.comparison import Run, judge, remarks, shared_photos, signed
+from stages.scoring.metrics import macro_f1
 
-PREDICTED = "data/aggregate/out_of_fold.csv"
 PLACE = ["person", "photo", "field"]
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -126,53 +124,30 @@ def undo(
         print(f"{file}: row {row} is out ({' '.join(corrections.loc[[row], COLUMNS[:5]].iloc[0])})")
 
 
-def read_version(revision: str | None) -> pd.DataFrame:
-    """Out-of-fold predictions of a revision, or of the workspace where that is None.
-
-    Raises:
-        UserError: if there is no such revision, or it has no predictions.
-    """
-    try:
-        with dvc.api.open(PREDICTED, rev=revision) as file:
-            table: pd.DataFrame = pd.read_csv(file, dtype={"person": str, "photo": str})
-    except (DvcException, SCMError, FileNotFoundError) as error:
-        where = revision or "the workspace"
-        raise UserError(
-            f"{where} has no {PREDICTED} ({' '.join(str(error).split())}): name a commit after "
-            "whose `dvc repro` dvc.lock was committed"
-        ) from None
-    return table
-
-
-def compare(before: pd.DataFrame, after: pd.DataFrame) -> Table:
+def effect_table(before: Run, after: Run) -> Table:
     """Macro F1 of both runs' predictions, on the labels before and on those after: with intervals.
 
-    Only photos that both runs have. Both rows of the table judge both runs by the same labels:
-    corrections cannot look good by having changed the exam. Where they moved people to other folds,
-    other networks judge these: the title says how many.
+    Both rows of the table judge both runs by the same labels: corrections cannot look good by
+    having changed the exam.
+
+    Raises:
+        UserError: if the runs have different classes.
     """
+    if before.classes != after.classes:
+        raise UserError(
+            f"{after.name} has other age groups than {before.name}: `python -m stages.compare` "
+            "compares the rest"
+        )
     knobs = read_params().aggregate
-    both = before.merge(after, on=["person", "photo"], suffixes=("_before", "_after"))
-    changed = (both["label_before"] != both["label_after"]).sum()
-    moved = (both["fold_before"] != both["fold_after"]).sum()
-    table = Table(
-        title=f"Macro F1 of {len(both)} photos that both have; {changed} have another label, "
-        f"{moved} another fold"
-    )
+    first, second = shared_photos([before.predictions, after.predictions])
+    table = Table(title=f"Macro F1 of {len(first)} photos that both have")
     for column in ("judged by", "trained before", "trained after", "difference (95%)"):
         table.add_column(column)
-    people = both["person"].to_numpy(str)
-    for labels in ("before", "after"):
-        counts = [
-            confusion_by_person(
-                both[f"label_{labels}"].to_numpy(), both[f"predicted_{run}"].to_numpy(), people
-            )
-            for run in ("before", "after")
-        ]
-        first, second = (float(macro_f1(each.sum(axis=0))) for each in counts)
-        difference, low, high = paired_difference(counts[1], counts[0], knobs.bootstrap, knobs.seed)
-        shown = f"{difference:+.3f} ({low:+.3f} to {high:+.3f})"
-        table.add_row(f"the labels {labels}", f"{first:.3f}", f"{second:.3f}", shown)
+    for when, run in (("before", first), ("after", second)):
+        labels, scores = run["label"].to_numpy(), {"macro F1": macro_f1}
+        row = judge(first, second, labels, scores, knobs.bootstrap, knobs.seed).iloc[0]
+        difference = signed(row["difference"], row["low"], row["high"])
+        table.add_row(f"labels {when}", f"{row['before']:.3f}", f"{row['after']:.3f}", difference)
     return table
 
 
@@ -180,11 +155,15 @@ def compare(before: pd.DataFrame, after: pd.DataFrame) -> Table:
 @errors_in_one_line
 def effect(
     before: Annotated[str, typer.Argument(help="Commit without the corrections")] = "HEAD",
-    after: Annotated[str, typer.Argument(help="Commit with them; default: the workspace")] = "",
+    after: Annotated[str, typer.Argument(help="Commit with them")] = WORKSPACE,
 ) -> None:
     """Compare the scores BEFORE and AFTER corrections, on the same labels both ways."""
-    table = compare(read_version(before), read_version(after or None))
-    Console().print(table)
+    runs = read_run(before), read_run(after)
+    console = Console()
+    table = effect_table(*runs)
+    for line in remarks(*runs):
+        console.print(f"note: {line}")
+    console.print(table)
 
 
 if __name__ == "__main__":

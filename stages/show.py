@@ -11,14 +11,8 @@ from rich.table import Table
 
 from stages.command import stage_command
 from stages.errors import UserError
+from stages.scoring.metrics import NAMES
 
-ROWS = {
-    "macro_f1": "macro F1, 18 classes",
-    "accuracy": "accuracy",
-    "mask_macro_f1": "macro F1, mask",
-    "gender_macro_f1": "macro F1, gender",
-    "age_macro_f1": "macro F1, age group",
-}
 LOOK = {
     "metrics.json": "all scores; `dvc metrics diff` compares them with the last commit",
     "data/crop/contact_sheet.png": "what the network sees",
@@ -37,7 +31,7 @@ def main(metrics: Path = Path("metrics.json")) -> None:
     table = Table(title="Scores on photos of people that the network has not seen")
     for column in ("", "out of fold", "95% interval", "evaluation"):
         table.add_column(column, justify="left" if not column else "right")
-    for key, name in ROWS.items():
+    for key, name in NAMES.items():
         low, high = scores["interval_95"][key].values()
         evaluation = scores["evaluation"].get(key)
         shown = "" if evaluation is None else f"{evaluation:.3f}"

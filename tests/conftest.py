@@ -1,17 +1,21 @@
 """A small data set in the competition's layout, the shipped params.yaml to change, a browser."""
 
 import shutil
-from collections.abc import Callable, Iterator
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 from ruamel.yaml import YAML
 from typer import Typer
 from typer.testing import CliRunner, Result
+
+from stages.photos.labels import class_names
 
 ROOT = Path(__file__).parents[1]
 STEMS = ["mask1", "mask2", "mask3", "mask4", "mask5", "incorrect_mask", "normal"]
@@ -107,3 +111,34 @@ def page(browser: Browser) -> Iterator[Page]:
     yield opened
     assert problems == []
     context.close()
+
+
+def git(*arguments: str) -> None:
+    """Run git in the working folder."""
+    subprocess.run(["git", *arguments], check=True, capture_output=True)
+
+
+def start_repository() -> None:
+    """Make the working folder a repository of git and DVC."""
+    git("init", "-qb", "main")
+    git("config", "user.email", "a@b.c")
+    git("config", "user.name", "A")
+    subprocess.run(["dvc", "init", "-q"], check=True)
+
+
+CLASS_NAMES = class_names([30, 60])
+
+
+def save_run(predictions: pd.DataFrame, classes: Sequence[str] = CLASS_NAMES) -> None:
+    """Put a run's results into the working folder and DVC's cache, ready for git to commit."""
+    folder = Path("data/aggregate")
+    folder.mkdir(parents=True, exist_ok=True)
+    tables = {
+        folder / "out_of_fold.csv": predictions,
+        folder / "f1_per_class.csv": pd.DataFrame({"class": classes}),
+    }
+    for path, table in tables.items():
+        path.unlink(missing_ok=True)
+        table.to_csv(path, index=False)
+    subprocess.run(["dvc", "add", "-q", *tables], check=True)
+    git("add", "-A")

@@ -1,6 +1,5 @@
 """Checking, merging and undoing corrections, and what they did to the score."""
 
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +10,9 @@ from typer.testing import CliRunner
 
 from stages import corrections
 from stages.photos.corrections import COLUMNS, OPTIONAL
-from tests.conftest import Change
+from stages.photos.labels import class_names
+from stages.scoring.comparison import Run
+from tests.conftest import Change, git, save_run, start_repository
 
 FEMALE, YOUNG, OLD = "000001_female_Any_25", "000001_male_Any_30", "3_male_Any_60"
 HEADER = "person,photo,field,old,new,reason,reviewer,decision,score\n"
@@ -217,34 +218,25 @@ def test_effect_judges_both_runs_by_the_same_labels(command: Command) -> None:
     wrong = np.arange(180) % 18
     right = wrong.copy()
     right[:9] = (right[:9] + 5) % 18
-    before, after = out_of_fold(wrong, 0), out_of_fold(right, 0)
-    after = after[after["person"] != "p59"].assign(fold=1)
-    table = corrections.compare(before, after)
-    assert "177 photos that both have; 9 have another label, 177 another fold" in str(table.title)
+    before = Run("before", out_of_fold(wrong, 0), [])
+    after = Run("after", out_of_fold(right, 0), [])
+    table = corrections.effect_table(before, after)
     judged, first, second, difference = (list(column.cells) for column in table.columns)
-    assert judged == ["the labels before", "the labels after"]
+    assert judged == ["labels before", "labels after"]
     assert first[0] > second[0] and first[1] < second[1]
     assert difference[0].startswith("-") and difference[1].startswith("+")
 
 
 def test_effect_reads_a_commit_and_the_workspace(command: Command) -> None:
-    def git(*arguments: str) -> None:
-        subprocess.run(["git", *arguments], check=True, capture_output=True)
-
-    git("init")
-    git("config", "user.email", "a@b.c")
-    git("config", "user.name", "A")
-    subprocess.run(["dvc", "init", "-q"], check=True)
+    start_repository()
     table = out_of_fold(np.arange(180) % 18, 0)
-    path = Path("data/aggregate/out_of_fold.csv")
-    path.parent.mkdir(parents=True)
-    table.to_csv(path, index=False)
-    subprocess.run(["dvc", "add", "-q", str(path)], check=True)
-    git("add", "-A")
-    git("commit", "-m", "before")
+    save_run(table)
+    git("commit", "-qm", "before")
     table.loc[:2, "predicted"] = table.loc[:2, "label"]
-    path.unlink()
-    table.to_csv(path, index=False)
+    save_run(table)
     out = command("effect")
-    assert "Macro F1 of 180 photos that both have; 0 have another label" in out
-    assert "nowhere has no data/aggregate/out_of_fold.csv" in command("effect", "nowhere", code=1)
+    assert "Macro F1 of 180 photos that both have" in out
+    assert "labels before" in out and "labels after" in out
+    assert "revision 'nowhere' cannot be read" in command("effect", "nowhere", code=1)
+    save_run(table, class_names([25, 60]))
+    assert "workspace has other age groups than HEAD" in command("effect", code=1)

@@ -63,6 +63,16 @@ def test_a_resample_takes_people_whole() -> None:
     assert (rows[:, [0, 2, 4]] == rows[:, [1, 3, 5]]).all()
 
 
+def test_runs_that_are_resampled_together_are_of_the_same_people() -> None:
+    counts = [
+        metrics.confusion_by_person(np.arange(18), np.arange(18)[::step], np.arange(18))
+        for step in (1, -1)
+    ]
+    together = metrics.resample_people(np.stack(counts, axis=1), 20, seed=2)
+    for place, run in enumerate(counts):
+        assert (together[:, place] == metrics.resample_people(run, 20, seed=2)).all()
+
+
 def test_photos_of_the_same_face_make_the_interval_wider() -> None:
     rng = np.random.default_rng(0)
     right_for_person = rng.random(40) < 0.5

@@ -59,35 +59,31 @@ SCORES: dict[str, Callable[[Counts], Figures]] = {
     "age_macro_f1": lambda counts: macro_f1(of_attribute(counts, "age")),
 }
 
+NAMES = {
+    "macro_f1": "macro F1, 18 classes",
+    "accuracy": "accuracy",
+    "mask_macro_f1": "macro F1, mask",
+    "gender_macro_f1": "macro F1, gender",
+    "age_macro_f1": "macro F1, age group",
+}
+"""What people call these scores."""
+
 
 def resample_people(by_person: Counts, resamples: int, seed: int) -> Counts:
-    """Confusion counts of bootstrap samples: resamples x 18 x 18.
+    """Confusion counts of bootstrap samples: resamples (x runs) x 18 x 18.
 
     People are drawn with replacement, each with all their photos: seven photos of one face are not
     seven independent ones (the cluster bootstrap, Davison and Hinkley 1997, section 3.8).
+
+    Args:
+        by_person: counts of each person, of one run or of several on the same people (P (x runs)
+            x 18 x 18): each sample is then of the same people in all runs.
     """
     people = len(by_person)
     rng = np.random.default_rng(seed)
     times_drawn = rng.multinomial(people, np.full(people, 1 / people), size=resamples)
     flat = by_person.reshape(people, -1)
-    return np.asarray((times_drawn @ flat).reshape(resamples, CLASSES, CLASSES))
-
-
-def paired_difference(
-    first: Counts, second: Counts, resamples: int, seed: int
-) -> tuple[float, float, float]:
-    """Macro F1 of the first run minus that of the second, with its 95% interval.
-
-    Both runs are scored on the same bootstrap samples of people, so that what makes some people
-    hard for both does not blur the difference.
-
-    Args:
-        first, second: confusion counts of the same people (P x 18 x 18).
-    """
-    difference = float(macro_f1(first.sum(axis=0)) - macro_f1(second.sum(axis=0)))
-    resampled = [macro_f1(resample_people(run, resamples, seed)) for run in (first, second)]
-    low, high = interval(resampled[0] - resampled[1])
-    return difference, float(low), float(high)
+    return np.asarray((times_drawn @ flat).reshape(resamples, *by_person.shape[1:]))
 
 
 def interval(figures: Figures) -> tuple[Figures, Figures]:
