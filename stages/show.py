@@ -15,6 +15,7 @@ from stages.scoring.metrics import NAMES
 
 LOOK = {
     "metrics.json": "all scores; `dvc metrics diff` compares them with the last commit",
+    "python -m stages.compare": "whether they are better than the last commit's, or by chance",
     "data/crop/contact_sheet.png": "what the network sees",
     "dvc plots show": "confusion matrix, F1 per class, learning curves, as a page",
     "data/clean/rejected.csv": "photos that were not used, and why",
