@@ -135,6 +135,22 @@ def _confusion(labels: "pd.Series[int]", predicted: "pd.Series[int]") -> Counts:
     return counts
 
 
+def confusion_table(
+    labels: "pd.Series[int]", predicted: "pd.Series[int]", names: Sequence[str]
+) -> pd.DataFrame:
+    """Each class against each (324 rows): actual, predicted, photos, share of the actual class."""
+    counts = _confusion(labels, predicted)
+    actual, guessed = (place.ravel() for place in np.indices(counts.shape))
+    return pd.DataFrame(
+        {
+            "actual": np.take(names, actual),
+            "predicted": np.take(names, guessed),
+            "photos": counts.ravel().astype(int),
+            "share": (counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)).ravel(),
+        }
+    )
+
+
 def learning_curves(results: Path, index: Sequence[int]) -> pd.DataFrame:
     """Losses of all folds in long form: fold, epoch, curve (training or validation), loss."""
     histories = [
@@ -165,11 +181,8 @@ def main(results: Path, submission: Path, answers: Path, out: Path, metrics: Pat
         "evaluation": score_evaluation(submission, answers),
     }
     write_table(out / "out_of_fold.csv", table)
-    name_of = dict(enumerate(names))
-    confusion = pd.DataFrame(
-        {"actual": table["label"].map(name_of), "predicted": table["predicted"].map(name_of)}
-    )
-    write_table(out / "confusion.csv", confusion)
+    confusion = confusion_table(table["label"], table["predicted"], names)
+    write_table(out / "confusion.csv", confusion, float_format="%.4f")
     write_table(out / "f1_per_class.csv", classes, float_format="%.4f")
     write_table(out / "learning_curves.csv", learning_curves(results, index), float_format="%.5f")
     write_json(metrics, figures)

@@ -162,7 +162,7 @@ def pair_table(before: Run, after: Run, rows: pd.DataFrame) -> Table:
 def rank_table(table: pd.DataFrame) -> Table:
     """`rank`'s table as it is printed."""
     shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, title_justify="left")
-    shown.title = f"\n{counted(table)} that all have, judged by the labels of the first"
+    shown.title = f"\n{counted(table)}, judged by the labels of the first"
     shown.add_column("run", overflow="fold")
     for column in ("macro F1 (95%)", "minus the first", "against the first"):
         shown.add_column(column)

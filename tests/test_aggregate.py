@@ -79,7 +79,12 @@ def test_tables_hold_every_photo_every_class_and_every_curve(run: Run) -> None:
     table = pd.read_csv("out/out_of_fold.csv")
     assert len(table) == 36
     assert (table["predicted"] == table["label"]).sum() == 18
-    assert len(pd.read_csv("out/confusion.csv")) == 36
+    confusion = pd.read_csv("out/confusion.csv")
+    assert len(confusion) == 18 * 18
+    assert confusion["photos"].sum() == 36
+    right = confusion[confusion["actual"] == confusion["predicted"]]
+    assert len(right) == 18 and right["photos"].sum() == 18
+    assert confusion.groupby("actual")["share"].sum().isin([0, 1]).all()
     classes = pd.read_csv("out/f1_per_class.csv")
     assert (classes["low"] <= classes["f1"]).all()
     assert (classes["f1"] <= classes["high"]).all()

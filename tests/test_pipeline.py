@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import vl_convert
 from PIL import Image
 from ruamel.yaml import YAML
 
@@ -33,6 +34,7 @@ ENVIRONMENT = {
     "GIT_AUTHOR_NAME": "a", "GIT_AUTHOR_EMAIL": "a@b", "GIT_COMMITTER_NAME": "a",
     "GIT_COMMITTER_EMAIL": "a@b",
 }  # fmt: skip
+TITLES = ["Out-of-fold photos", "F1 per class", "Loss in each fold"]
 SHOWN = {"report", "model_card"}
 TRAINED = {"train@0", "train@1", "predict", "aggregate", "suspects", "review"} | SHOWN
 
@@ -185,9 +187,24 @@ def test_experiments_can_be_run_compared_and_shown(project: Project) -> None:
     assert "layer3" in shown
     project.run("dvc", "plots", "show", "--out", "page")
     page = (project.folder / "page" / "index.html").read_text()
-    for title in ("Out-of-fold predictions", "F1 per class", "Loss in each fold"):
+    for title in TITLES:
         assert title in page
+    project.run("dvc", "plots", "diff", "HEAD", "frozen", "--out", "page")
+    page = (project.folder / "page" / "index.html").read_text()
+    drawn = [
+        json.JSONDecoder().raw_decode(page, found.end())[0]
+        for found in re.finditer("var spec = ", page)
+    ]
+    for title in TITLES:
+        (plot,) = (each for each in drawn if title in str(each["title"]))
+        assert {row["rev"] for row in plot["data"]["values"]} == {"HEAD", "frozen"}
+        assert "<svg" in vl_convert.vegalite_to_svg(plot)
+    for revision in ("HEAD", "frozen"):
+        sheet = f"static/{revision}_data_crop_contact_sheet.png"
+        assert sheet in page and (project.folder / "page" / sheet).exists()
     shutil.rmtree(project.folder / "page")
+    compared = project.run(sys.executable, "-m", "stages.compare", "HEAD", "frozen")
+    assert f"HEAD (before) and frozen (after): {PEOPLE * 7} photos of {PEOPLE} people" in compared
     project.run("git", "checkout", "-q", ".")
     project.run("dvc", "checkout")
 
