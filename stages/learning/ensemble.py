@@ -33,6 +33,28 @@ def read_networks(paths: Sequence[Path], hardware: Hardware) -> tuple[list[nn.Mo
     return networks, recipe
 
 
+class Ensemble(nn.Module):
+    """Networks as one, from crops to probabilities: what is predicted with, and exported.
+
+    Args:
+        flip_at_test: whether the mean is over mirror images, too.
+    """
+
+    def __init__(self, networks: Sequence[nn.Module], flip_at_test: bool) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList(networks)
+        self.views = 2 if flip_at_test else 1
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Probabilities (B x 18, float32) of crops (B x size x size x 3, RGB, uint8)."""
+        images = normalise(pixels)
+        if self.views == 2:
+            images = torch.cat([images, images.flip(3)])
+        each = [network(images).float().softmax(dim=1) for network in self.networks]
+        probabilities = torch.stack(each).mean(dim=0)
+        return probabilities.unflatten(0, (self.views, -1)).mean(dim=0)  # type: ignore[no-any-return]
+
+
 def mean_probabilities(
     networks: Sequence[nn.Module],
     pixels: Tensor,
@@ -44,19 +66,16 @@ def mean_probabilities(
 
     Args:
         pixels: crops, N x size x size x 3, uint8.
+        batch_size: images computed at once; a photo and its mirror image are two.
 
     Returns:
         Probabilities of the classes, N x 18.
     """
-    mirrored = (False, True) if recipe.flip_at_test else (False,)
-    total = torch.zeros(len(pixels), CLASSES)
-    for network in progress(networks, len(networks), "networks"):
-        for flip in mirrored:
-            logits = [torch.empty(0, CLASSES)]
-            for batch in pixels.split(batch_size):
-                images = normalise((batch.flip(2) if flip else batch).to(hardware.device))
-                with torch.inference_mode(), hardware.autocast():
-                    logits.append(network(images).float().cpu())
-            total += torch.cat(logits).softmax(dim=1)
-    mean: Probabilities = (total / (len(mirrored) * len(networks))).numpy()
+    ensemble = Ensemble(networks, recipe.flip_at_test)
+    batches = pixels.split(max(1, batch_size // ensemble.views))
+    found = [torch.empty(0, CLASSES)]
+    for batch in progress(batches, len(batches), "photos predicted"):
+        with torch.inference_mode(), hardware.autocast():
+            found.append(ensemble(batch.to(hardware.device)).cpu())
+    mean: Probabilities = torch.cat(found).numpy()
     return mean
