@@ -139,13 +139,15 @@ def describe(source: Source, packages: Sequence[str]) -> dict[str, Any]:
     """What a user of the file has to know, and where it comes from."""
     recipe = source.recipe
     size = recipe.crop.size
-    networks = f" over {len(source.networks)} networks" if len(source.networks) > 1 else ""
-    mirrored = " over a crop and its mirror image" if recipe.flip_at_test else ""
+    means = ["a crop and its mirror image"] if recipe.flip_at_test else []
+    means += [f"{len(source.networks)} networks"] if len(source.networks) > 1 else []
     return {
         "project": PROJECT,
         "input": f"crops: uint8, batch x {size} x {size} x 3, RGB; batch is any number from 1",
         "output": "probabilities: float32, batch x 18, in the order of classes",
-        "inside": f"ImageNet normalisation, {recipe.model}, softmax, mean{networks}{mirrored}",
+        "inside": ", ".join(
+            ["ImageNet normalisation", recipe.model, "softmax", *(f"mean of {of}" for of in means)]
+        ),
         "classes": class_names(recipe.age_edges),
         "crop_rule": crop_rule(recipe),
         "recipe": recipe.model_dump(mode="json"),

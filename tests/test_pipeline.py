@@ -178,6 +178,22 @@ def test_folds_that_come_and_go_leave_nothing(project: Project) -> None:
     assert project.repro() == set()
 
 
+def test_the_ensemble_can_be_registered_and_downloaded(project: Project, tmp_path: Path) -> None:
+    project.run("dvc", "remote", "add", "--default", "store", str(tmp_path / "store"))
+    project.run("git", "commit", "-qam", "a remote")
+    project.run("dvc", "push", "train")
+    project.run("gto", "register", "ensemble", "--version", "v1.0.0")
+    assert "v1.0.0" in project.run("gto", "show", "ensemble")
+    origin, got = tmp_path / "origin", tmp_path / "ensemble"
+    project.run("git", "clone", "-q", "--bare", ".", str(origin))
+    place = ("--rev", "v1.0.0", "--out", str(got))
+    project.run("dvc", "artifacts", "get", str(origin), "ensemble", *place)
+    for fold in ("fold0", "fold1"):
+        network = f"{fold}/network.safetensors"
+        there = project.folder / "data/train" / network
+        assert (got / network).read_bytes() == there.read_bytes()
+
+
 def test_experiments_can_be_run_compared_and_shown(project: Project) -> None:
     output = project.run("dvc", "exp", "run", "-n", "frozen", "-S", "train.freeze=layer3")
     assert "resnet18 frozen to layer3" in output or "is cached" in output
