@@ -16,7 +16,6 @@ not. The metadata say how that is done, what the classes are, and where the netw
 """
 
 import platform
-import subprocess
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
@@ -54,6 +53,7 @@ from stages.photos.labels import CLASSES, class_names
 from stages.photos.packed import Pixels, read_packed
 from stages.photos.tables import read_stage_table
 from stages.progress import progress
+from stages.revisions import git_state
 from stages.scoring.comparison import paired_difference
 from stages.scoring.metrics import SCORES, confusion_by_person
 from stages.scoring.out_of_fold import fold_folders, read_out_of_fold
@@ -120,19 +120,6 @@ def crop_rule(recipe: Recipe) -> str:
         f"Scale it to {crop.size} x {crop.size} pixels, bilinear with antialiasing"
         f"{', and make it grey' if crop.greyscale else ''}."
     )
-
-
-def git_state() -> dict[str, Any]:
-    """The commit of the workspace, and whether it has changes that are not in it."""
-
-    def git(*arguments: str) -> str:
-        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True)
-        return done.stdout.strip()
-
-    try:
-        return {"commit": git("rev-parse", "HEAD"), "changed": git("status", "--porcelain") != ""}
-    except (FileNotFoundError, subprocess.CalledProcessError):
-        return {"commit": "none", "changed": True}
 
 
 def describe(source: Source, packages: Sequence[str]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from stages.photos.labels import age_group, attribute_names
 from stages.photos.tables import PROBABILITIES, read_stage_table
 from stages.scoring.calibration import calibration, expected_calibration_error
 from stages.scoring.groups import score_groups
+from stages.scoring.metrics import NAMES
 
 GROUPS = {"gender": "Gender, as given", "age": "Age, as given", "race": "Race, as given"}
 
@@ -63,6 +64,7 @@ def main(
     card = render(
         "model_card.md",
         metrics=read_json(metrics),
+        score_names=NAMES,
         clean=read_json(clean / "metrics.json"),
         crop=read_json(crop),
         folds=read_json(folds),

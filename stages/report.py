@@ -9,7 +9,6 @@ committed. All scores of single photos are out of fold: by the network that has 
 """
 
 import importlib.metadata
-import json
 import os
 import platform
 from collections.abc import Hashable, Sequence
@@ -21,26 +20,27 @@ import cv2
 import numpy as np
 import pandas as pd
 import torch
-from dvc.api import DVCFileSystem
-from dvc.exceptions import DvcException
 from PIL import Image
 from pytorch_grad_cam.utils.image import show_cam_on_image
 
 from stages.command import TIMES, stage_command
+from stages.errors import UserError
 from stages.files import read_json, write_whole
 from stages.learning.device import choose_hardware, normalise
 from stages.learning.ensemble import read_networks
 from stages.learning.gradcam import attention_maps
 from stages.pages import charts
 from stages.pages.rendering import image_data, render
-from stages.params import read_params
+from stages.params import AggregateParams, read_params
 from stages.photos.labels import AGE_GROUPS, age_group, attribute_names, class_names
 from stages.photos.packed import Pixels, read_packed
 from stages.photos.tables import PROBABILITIES, read_stage_table
 from stages.progress import progress
+from stages.revisions import git_state, read_metrics, read_run
 from stages.scoring.calibration import calibration, expected_calibration_error
+from stages.scoring.comparison import judge, leaks, shared_photos
 from stages.scoring.groups import counts_of, f1_of_attributes
-from stages.scoring.metrics import interval
+from stages.scoring.metrics import NAMES, SCORES, interval
 from stages.scoring.out_of_fold import read_fold_metrics
 
 Entry = dict[str, Any]
@@ -173,22 +173,24 @@ def overlay(table: pd.DataFrame, crops: Pixels, results: Path, names: Sequence[s
     return entries
 
 
-def committed(path: Path) -> dict[str, Any] | None:
-    """A JSON file of metrics as the last commit has it; None where it has none."""
-    try:
-        content = DVCFileSystem(rev="HEAD").read_text(path.as_posix(), encoding="utf-8")
-    except (DvcException, FileNotFoundError):
-        return None
-    metrics: dict[str, Any] = json.loads(content)
-    return metrics
+def verdicts(table: pd.DataFrame, classes: list[str], knobs: AggregateParams) -> dict[str, str]:
+    """For each of `SCORES`, whether it is better or worse than the last commit's, or neither.
 
+    Nothing where the last commit has no predictions that these can be compared with.
 
-def commit() -> str:
-    """The last commit, as Git abbreviates it, or "" where there is none."""
+    Args:
+        table: person, photo, fold, label, predicted, a row a photo.
+    """
     try:
-        return str(DVCFileSystem(rev="HEAD").repo.get_rev())[:9]
-    except DvcException:
-        return ""
+        before = read_run("HEAD")
+        first, second = shared_photos([before.predictions, table])
+    except UserError:
+        return {}
+    if before.classes != classes or leaks(before.predictions) or leaks(table):
+        return {}
+    labels = second["label"].to_numpy()
+    judged = judge(first, second, labels, SCORES, knobs.bootstrap, knobs.seed)
+    return dict(zip(SCORES, judged["verdict"], strict=True))
 
 
 def times(folder: Path) -> pd.DataFrame:
@@ -285,9 +287,11 @@ def main(
     page = render(
         "report.html",
         metrics=read_json(metrics),
-        before=committed(metrics),
-        commit=commit(),
+        before=read_metrics("HEAD", metrics),
+        verdicts=verdicts(table, names, knobs),
+        git=git_state(),
         names=names,
+        score_names=NAMES,
         counts=by_person.sum(axis=0).astype(int).tolist(),
         cells=list_cells(table, crops, names, params.report.photos_per_cell),
         most=params.report.photos_per_cell,

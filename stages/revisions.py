@@ -1,5 +1,10 @@
 """A run of any revision, read through DVC: of a commit, branch, tag, experiment, the workspace."""
 
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
 import dvc.api
 import pandas as pd
 from dvc.exceptions import DvcException
@@ -43,3 +48,26 @@ def read_run(revision: str) -> Run:
             f"{WORKSPACE} or an experiment, as `dvc exp list --all-commits` lists them"
         ) from None
     return Run(revision, tables[0], tables[1]["class"].to_list())
+
+
+def read_metrics(revision: str, path: Path) -> dict[str, Any]:
+    """A file of metrics that Git has, as it is in a revision; {} where there is none."""
+    try:
+        content = dvc.api.DVCFileSystem(rev=revision).read_text(path.as_posix(), encoding="utf-8")
+    except (DvcException, FileNotFoundError):
+        return {}
+    metrics: dict[str, Any] = json.loads(content)
+    return metrics
+
+
+def git_state() -> dict[str, Any]:
+    """The commit of the workspace, and whether it has changes that are not in it."""
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "changed": git("status", "--porcelain") != ""}
+    except (FileNotFoundError, subprocess.CalledProcessError):
+        return {"commit": "none", "changed": True}
