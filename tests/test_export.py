@@ -252,9 +252,12 @@ def test_what_int8_costs_is_said(capsys: pytest.CaptureFixture[str]) -> None:
 def test_without_its_packages_an_export_to_onnx_says_how_to_install_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    there = importlib.util.find_spec
-    without = lambda name: None if name.startswith("onnx") else there(name)  # noqa: E731
-    monkeypatch.setattr(importlib.util, "find_spec", without)
+    find = importlib.util.find_spec
+
+    def find_but_onnx(name: str) -> object:
+        return None if name.startswith("onnx") else find(name)
+
+    monkeypatch.setattr(importlib.util, "find_spec", find_but_onnx)
     output = run_export("exported", code=1)
     assert "onnxruntime: `pip install -r requirements-export.txt`" in output
     run_export("only_torch", "--format", "torch", "--fold", "0")
