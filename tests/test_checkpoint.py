@@ -1,5 +1,6 @@
 """Checkpoints: they come back whole, and only to the run that wrote them."""
 
+import resource
 import struct
 from pathlib import Path
 
@@ -68,3 +69,20 @@ def test_what_cannot_be_written_is_said(path: Path) -> None:
     checkpoint.save(CONTENT)
     with pytest.raises(OSError, match="checkpoints"):
         checkpoint.wait()
+
+
+def test_a_checkpoint_that_cannot_be_written_says_why(tmp_path: Path) -> None:
+    """A real failing write: a limit on file sizes stands for a disk that is full."""
+    checkpoint = Checkpoint(tmp_path / "fold0.checkpoint", "a")
+    checkpoint.save({"epoch": 1})
+    checkpoint.wait()
+    before = checkpoint.path.read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, hard))
+    try:
+        checkpoint.save({"state": torch.zeros(10_000)})
+        with pytest.raises(OSError, match="File too large"):
+            checkpoint.wait()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert checkpoint.path.read_bytes() == before

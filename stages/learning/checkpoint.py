@@ -62,7 +62,13 @@ class Checkpoint:
 
     def _write(self, content: dict[str, Any]) -> None:
         with write_whole(self.path, wait_for_disk=False) as file:
-            torch.save({"fingerprint": self.fingerprint, **content}, file)
+            try:
+                torch.save({"fingerprint": self.fingerprint, **content}, file)
+            except RuntimeError as error:
+                # torch cannot end a file that cannot be written, and says that instead of why.
+                if isinstance(error.__context__, OSError):
+                    raise error.__context__ from None
+                raise
 
     def load(self, device: torch.device) -> dict[str, Any] | None:
         """What was saved last; None if there is nothing of this run.
