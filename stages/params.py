@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -236,27 +237,40 @@ def _explain(path: Path, content: object, error: ValidationError) -> list[str]:
         key = ".".join(str(part) for part in problem["loc"]) or "the file"
         match problem["type"]:
             case "extra_forbidden":
-                known = ", ".join(_keys_beside(problem["loc"]))
+                known = ", ".join(_section(problem["loc"]).model_fields)
                 lines.append(f"{path}: {key} is not known; the keys there are {known}")
             case "missing":
-                lines.append(f"{path}: {key} is missing: add it")
-            case "model_type":
-                what = "its keys belong below it, one a line"
-                lines.append(f"{path}: {key}: {what} (is {_shown(problem['input'])})")
+                lines.append(f"{path}: {key} is missing: add it; {_expected(problem['loc'])}")
             case _:
-                what = problem["msg"].removeprefix("Value error, ")
-                what = what[0].lower() + what[1:]
-                lines.append(f"{path}: {key}: {what} (is {_shown(problem['input'])})")
+                lines.append(f"{path}: {key}: {_said(problem)} (is {_shown(problem['input'])})")
     return lines
 
 
-def _keys_beside(location: tuple[int | str, ...]) -> list[str]:
+def _said(problem: ErrorDetails) -> str:
+    """What pydantic says of a value that is not allowed, in our words."""
+    if problem["type"] == "model_type":
+        return "its keys belong below it, one a line"
+    what = problem["msg"].removeprefix("Value error, ")
+    return what[0].lower() + what[1:]
+
+
+def _expected(location: tuple[int | str, ...]) -> str:
+    """What the value of a key should be: what is said where it is none at all."""
+    name = str(location[-1])
+    try:
+        _section(location).model_validate({name: None})
+    except ValidationError as error:
+        return next(_said(each) for each in error.errors() if each["loc"] == (name,))
+    raise AssertionError(f"{name} may be left out")
+
+
+def _section(location: tuple[int | str, ...]) -> type[BaseModel]:
     section: type[BaseModel] = Params
     for part in location[:-1]:
         kind = section.model_fields[str(part)].annotation
         assert isinstance(kind, type) and issubclass(kind, BaseModel)
         section = kind
-    return list(section.model_fields)
+    return section
 
 
 def _shown(value: object) -> str:

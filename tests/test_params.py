@@ -34,10 +34,30 @@ def test_an_unknown_key_is_named_with_those_that_exist(change: Change) -> None:
     )
 
 
-def test_a_missing_key_is_named(change: Change) -> None:
+@pytest.mark.parametrize(
+    ("key", "expected"),
+    [
+        ("patience", "input should be a valid integer"),
+        ("optimizer", "input should be 'adamw' or 'sgd'"),
+        ("micro_batch", "write auto or a number of photos, at least 1"),
+    ],
+)
+def test_a_missing_key_is_named_with_what_is_allowed(
+    change: Change, key: str, expected: str
+) -> None:
     text = Path("params.yaml").read_text().splitlines(keepends=True)
-    Path("params.yaml").write_text("".join(line for line in text if "patience" not in line))
-    assert error_of() == "params.yaml: train.patience is missing: add it"
+    Path("params.yaml").write_text(
+        "".join(line for line in text if not line.startswith(f"  {key}:"))
+    )
+    assert error_of() == f"params.yaml: train.{key} is missing: add it; {expected}"
+
+
+def test_a_missing_section_is_named(change: Change) -> None:
+    text = Path("params.yaml").read_text()
+    Path("params.yaml").write_text(text[: text.index("review:")])
+    assert error_of() == (
+        "params.yaml: review is missing: add it; its keys belong below it, one a line"
+    )
 
 
 @pytest.mark.parametrize(
