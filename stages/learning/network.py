@@ -275,7 +275,10 @@ def fit_state(network: nn.Module, state: Mapping[str, Tensor], source: str) -> S
         "has of another shape": other,
     }.items():
         if names:
-            raise UserError(f"{source} does not fit the model: it {what} {_few(names)}")
+            raise UserError(
+                f"{source} does not fit the model: it {what} {_few(names)}; set weights.model to "
+                "the network that the file is of"
+            )
     for name in own:
         if name in state and own[name].shape == state[name].shape:
             own[name] = state[name].to(own[name].dtype).clone()
