@@ -183,9 +183,9 @@ def doubtful_masks(table: pd.DataFrame, params: SuspectParams) -> list[Finding]:
     agrees = confident(given, shares)
     for row in range(len(table)):
         score = 1 - likely[row, given[row]]
-        if score < params.min_score or row in taken:
+        looks = int(shares[row].argmax())  # a network that knows little may still look as labelled
+        if score < params.min_score or row in taken or looks == given[row]:
             continue
-        looks = int(np.where(np.arange(len(MASKS)) == given[row], -1, likely[row]).argmax())
         evidence = f"looks {MASKS[looks]} ({shares[row, looks]:.2f})"
         findings.append(
             {

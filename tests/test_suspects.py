@@ -110,6 +110,16 @@ def test_a_single_photo_is_suggested_to_be_dropped(table: pd.DataFrame) -> None:
         assert f"looks {looks}" in found[person]["evidence"]
 
 
+def test_a_network_that_has_hardly_learned_makes_no_worn_mask_doubtful(table: pd.DataFrame) -> None:
+    """It gives all photos about the same, and so most photos their label."""
+    rng = np.random.default_rng(0)
+    masks = rng.dirichlet([180, 20, 100], len(table))
+    untrained = table.copy()
+    untrained[PROBABILITIES] = np.repeat(masks / 6, 6, axis=1)
+    findings = suspects.doubtful_masks(untrained, KNOBS)
+    assert not [found for found in findings if found["kind"] == "mask" and found["given"] == "worn"]
+
+
 def test_ages_near_an_edge_are_told_apart_and_come_last(table: pd.DataFrame) -> None:
     wrong = table.copy()
     young = wrong[wrong["age"] < 24]["person"].unique()[:2]
