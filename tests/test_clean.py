@@ -185,6 +185,11 @@ def test_a_bomb_is_rejected_by_its_size(clean_raw: Clean, change: Change) -> Non
         ),
         (",3_male_Any_60", ",000001_male_Any_30", "row 4: path '000001_male_Any_30' is already"),
         (",3_male_Any_60", ",../images/3_male_Any_60", "row 4: '../images/3_male_Any_60' must be"),
+        (
+            ",3_male_Any_60",
+            ",3;male",
+            "row 4: '3;male' must be the plain, visible name of something",
+        ),
         (",3_male_Any_60", ",/etc", "row 4: '/etc' must be the plain, visible name"),
         (",3_male_Any_60", ",", "row 4: '' must be the plain, visible name"),
         (",3_male_Any_60", ",.hidden", "row 4: '.hidden' must be"),

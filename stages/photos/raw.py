@@ -61,14 +61,18 @@ def inside(folder: Path, name: str, where: str) -> Path:
     """`folder / name`, where name is the plain name of something that lies in the folder itself.
 
     Raises:
-        UserError: if the name is empty, hidden or too long, has folders in it, or is a link, which
-            could lead out of the folder or to another person.
+        UserError: if the name is empty, hidden or too long, has folders or a semicolon in it, or is
+            a link, which could lead out of the folder or to another person.
     """
     path = folder / name
-    plain = 0 < len(os.fsencode(name)) < 256 and name == Path(name).name and "\\" not in name
+    # A semicolon parts the photos of a finding.
+    plain = (
+        0 < len(os.fsencode(name)) < 256 and name == Path(name).name and not set("\\;") & set(name)
+    )
     if not plain or name.startswith("."):
         raise UserError(
-            f"{where}: {name!r} must be the plain, visible name of something in {folder}"
+            f"{where}: {name!r} must be the plain, visible name of something in {folder}, without "
+            "/ \\ ; in it"
         )
     if path.is_symlink():
         raise UserError(f"{where}: {path} is a link: put what it leads to in its place")
