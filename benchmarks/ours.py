@@ -15,6 +15,7 @@ from typing import Annotated
 import pandas as pd
 import torch
 import typer
+from torch.nn import functional
 
 from benchmarks.measuring import BATCH, measured
 from stages.faces.boxes import CENTRE
@@ -26,6 +27,7 @@ from stages.learning.fit import fit
 from stages.learning.inputs import prepare
 from stages.learning.network import build
 from stages.params import CropParams, read_params
+from stages.photos.labels import CLASSES
 from stages.photos.opening import open_photo
 from stages.photos.packed import Pixels, write_packed
 from stages.train import hold_photos
@@ -72,7 +74,7 @@ def train(
         partial(prepare, photos=held, params=knobs, hardware=hardware, store=store),
         places[~held_out],
         places[held_out],
-        held.labels,
+        functional.one_hot(held.labels, CLASSES).float(),
         knobs,
         seed=fold,
         checkpoint=Checkpoint(table.with_name(f"fold{fold}.checkpoint"), f"{fold} {knobs}"),

@@ -153,6 +153,7 @@ class TrainParams(Section):
     ema: Annotated[float, Field(ge=0, lt=1)]
     flip_at_test: bool
     old_from: Annotated[int, Field(ge=1, le=120)]
+    age_softness: Rate
     shift: Share
     flip: Share
     brightness: Share

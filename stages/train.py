@@ -25,6 +25,8 @@ import numpy as np
 import pandas as pd
 import torch
 import typer
+from scipy.stats import norm
+from torch import Tensor
 
 from stages.command import stage_command
 from stages.errors import UserError
@@ -39,7 +41,7 @@ from stages.learning.network import build, count_parameters, freeze
 from stages.learning.recipe import Recipe
 from stages.learning.weight_files import load_network, write_weights
 from stages.params import Params, read_params
-from stages.photos.labels import CLASSES
+from stages.photos.labels import AGE_GROUPS, CLASSES
 from stages.photos.packed import read_packed
 from stages.photos.tables import probability_table, read_stage_table
 
@@ -85,6 +87,30 @@ def labels_to_learn(table: pd.DataFrame, old_from: int, edges: Sequence[int]) ->
             "labels.age_edges"
         )
     return table["label"] + table["age"].between(old_from, last - 1)
+
+
+def targets_to_learn(
+    labels: "pd.Series[int]", ages: "pd.Series[int]", edges: Sequence[int], softness: float
+) -> Tensor:
+    """Shares of the classes of each photo (N x 18, float32), as the network is to learn them.
+
+    A person's age is taken for a normal distribution around the given one, with a standard
+    deviation of `softness` years, and shared among the age groups: a person of 59 looks much the
+    same as one of 60 (label distribution learning, Gao et al., TIP 2017). With 0 all is of the one
+    class.
+
+    Args:
+        edges: ages at which the second and the third group begin, for training.
+    """
+    faces, groups = np.divmod(labels.to_numpy(), AGE_GROUPS)
+    shares = np.eye(AGE_GROUPS)[groups]
+    if softness:
+        # The edge is between two ages in years: who is 59 is below 59.5, who is 60 above it.
+        below = norm.cdf(np.subtract(edges, 0.5), ages.to_numpy()[:, None], softness)
+        shares = np.diff(below, prepend=0, append=1)
+    of_face = np.eye(CLASSES // AGE_GROUPS)[faces]
+    targets = (of_face[:, :, None] * shares[:, None, :]).reshape(-1, CLASSES)
+    return torch.from_numpy(targets).float()
 
 
 def check_classes(labels: "pd.Series[int]", fold: int) -> None:
@@ -138,6 +164,8 @@ def main(
 
     to_learn = labels_to_learn(table, params.train.old_from, params.labels.age_edges)
     check_classes(to_learn[~held_out], fold)
+    edges = (params.labels.age_edges[0], params.train.old_from)
+    targets = targets_to_learn(to_learn, table["age"], edges, params.train.age_softness)
     if params.train.cached_views and params.train.mix != "none":
         raise UserError(
             f"train.mix: {params.train.mix} mixes other photos in each epoch, which cannot be "
@@ -181,7 +209,7 @@ def main(
             partial(prepare, photos=photos, params=params.train, hardware=hardware, store=store),
             training,
             validation,
-            torch.from_numpy(to_learn.to_numpy(copy=True)).to(hardware.device),
+            targets.to(hardware.device),
             params.train,
             params.train.seed + fold,
             checkpoint,

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from stages.errors import UserError
 from stages.learning import fit
@@ -17,6 +18,7 @@ from stages.learning.feature_store import FeatureStore
 from stages.learning.inputs import Inputs, Photos, prepare
 from stages.learning.network import build
 from stages.params import TrainParams, read_params
+from stages.photos.labels import CLASSES
 from tests.conftest import Change
 
 SIDE = 16
@@ -74,7 +76,7 @@ def train(
         lambda network: change_inputs(own(network)),
         TRAINING,
         HELD_OUT,
-        photos(side).labels,
+        functional.one_hot(photos(side).labels, CLASSES).float(),
         params,
         seed,
         Checkpoint(Path("fold0.checkpoint"), f"{params}{seed}"),

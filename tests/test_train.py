@@ -2,9 +2,10 @@
 
 import pandas as pd
 import pytest
+import torch
 
 from stages.errors import UserError
-from stages.train import check_classes, labels_to_learn
+from stages.train import check_classes, labels_to_learn, targets_to_learn
 
 PEOPLE = pd.DataFrame({"age": [29, 30, 57, 58, 59, 60, 58], "label": [0, 1, 1, 1, 1, 2, 16]})
 
@@ -21,6 +22,25 @@ def test_people_may_be_old_a_little_earlier_in_training(old_from: int, expected:
 def test_who_is_old_is_of_the_middle_group_or_the_last(old_from: int) -> None:
     with pytest.raises(UserError, match=r"train.old_from: \d+ must be above 30 and not above 60"):
         labels_to_learn(PEOPLE, old_from, [30, 60])
+
+
+def test_a_person_near_an_edge_is_partly_of_both_groups() -> None:
+    """With 2 years, 59 is 0.25 deviations below the edge at 59.5, 62 is 1.25 above it.
+
+    The normal distribution has 0.4013 above 0.25 and 0.1056 above 1.25; the other edge is far.
+    """
+    labels, ages = pd.Series([1, 17]), pd.Series([59, 62])
+    targets = targets_to_learn(labels, ages, [30, 60], 2.0)
+    expected = torch.zeros(2, 18)
+    expected[0, [1, 2]] = torch.tensor([0.5987, 0.4013])
+    expected[1, [16, 17]] = torch.tensor([0.1056, 0.8944])
+    torch.testing.assert_close(targets, expected, atol=1e-4, rtol=0)
+
+
+def test_without_softness_a_person_is_of_one_group() -> None:
+    targets = targets_to_learn(PEOPLE["label"], PEOPLE["age"], [30, 60], 0.0)
+    assert targets.nonzero()[:, 1].tolist() == PEOPLE["label"].to_list()
+    assert targets.sum() == len(PEOPLE)
 
 
 def test_a_class_with_nothing_to_learn_from_is_named() -> None:

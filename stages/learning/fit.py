@@ -103,7 +103,7 @@ def fit(
     inputs_of: Callable[[nn.Module], Inputs],
     training: Tensor,
     validation: Tensor,
-    training_labels: Tensor,
+    training_targets: Tensor,
     params: TrainParams,
     seed: int,
     checkpoint: Checkpoint,
@@ -117,7 +117,8 @@ def fit(
         network: on its device.
         inputs_of: gives what is fed to the network as it is frozen at the time.
         training, validation: places of the photos (int64), on that device.
-        training_labels: labels of all photos (N, int64) as the network is to learn them, there too.
+        training_targets: shares of the classes of all photos (N x 18) as the network is to learn
+            them, there too.
         seed: of the order of the photos and of the augmentation.
         report: is given a line for each epoch.
 
@@ -127,7 +128,8 @@ def fit(
     """
     torch.manual_seed(seed)  # dropout and stochastic depth draw from the global generator
     freeze(network, params.freeze)
-    steps = steps_per_epoch(class_counts(training_labels[training]), params)
+    targets = training_targets[training]
+    steps = steps_per_epoch(class_counts(targets.argmax(dim=1)), params)
     optimizer = make_optimizer(network, params)
     scheduler = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: learning_rate_factor(step, steps * params.epochs, params.warmup)
@@ -158,7 +160,7 @@ def fit(
             freeze(network, point)
             inputs = inputs_of(network)
         start = time.perf_counter()
-        train_loss = train_epoch(run, inputs, training, training_labels[training], params)
+        train_loss = train_epoch(run, inputs, training, targets, params)
         run.last_state = run.snapshot()
         with averaged(run):
             scores = evaluate(inputs, validation)
@@ -200,14 +202,17 @@ def averaged(run: Run) -> Iterator[None]:
 
 
 def train_epoch(
-    run: Run, inputs: Inputs, training: Tensor, labels: Tensor, params: TrainParams
+    run: Run, inputs: Inputs, training: Tensor, targets: Tensor, params: TrainParams
 ) -> float:
     """One epoch over the photos at the places `training`; gives the mean loss of its steps.
+
+    For samplers and weights a photo is of the class that it has the largest share of.
 
     Raises:
         UserError: as `fit`.
     """
     set_training(run.network)
+    labels = targets.argmax(dim=1)
     counts = class_counts(labels)
     late = len(run.history) >= params.reweight_from * params.epochs
     drawn = list(batches(labels, params, run.generator))
@@ -219,9 +224,9 @@ def train_epoch(
     label = f"epoch {epoch + 1}/{params.epochs}: batches"
     for step, chosen in enumerate(progress(drawn, len(drawn), label)):
         batch = inputs.augmented(training[chosen], run.generator)
-        batch, targets = mix(batch, functional.one_hot(labels[chosen], CLASSES).float(), params)
+        batch, shares = mix(batch, targets[chosen], params)
         loss_of = partial(photo_losses, counts=counts, params=params, late=late)
-        losses[step] = backward(run, inputs, batch, targets, loss_of)
+        losses[step] = backward(run, inputs, batch, shares, loss_of)
         norms[step] = get_total_norm([p.grad for p in trainable if p.grad is not None])
         run.optimizer.step()
         run.scheduler.step()
