@@ -8,21 +8,15 @@ remedy, and prints macro F1 with its interval and the difference to the default,
 What is in the folder already is not done again, so that a run can be stopped and continued.
 """
 
-import json
-import os
-import shutil
-import subprocess
-import sys
-import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
-from ruamel.yaml import YAML
 
+from benchmarks.runs import seconds_of, train_folds
 from stages.params import read_params
 from stages.photos.tables import PROBABILITIES
 from stages.scoring.comparison import paired_difference, signed
@@ -57,58 +51,18 @@ REMEDIES: dict[str, dict[str, Any]] = {
     "mixup": {"mix": "mixup"},
     "cutmix": {"mix": "cutmix"},
     "old_from 58": {"old_from": 58},
+    "age_softness 3": {"age_softness": 3.0},
+    "age_softness 6": {"age_softness": 6.0},
     "stop_on macro_f1": {"stop_on": "macro_f1"},
     "erasing 0.5": {"erasing": 0.5},
 }
 
-ROOT = Path(__file__).parents[1]
+CROP, FOLDS = Path("data/crop"), Path("data/folds/folds.csv")
 
 
-def train_all(changes: dict[str, Any], out: Path, jobs: int) -> float:
-    """Train all folds with these changes to `train`, `jobs` at a time; the seconds it took."""
-    work = out.with_name(out.name + ".work")
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
-    params = YAML(typ="safe").load(Path("params.yaml"))
-    params["train"] |= changes
-    # Files are named from the folder that the command was started in.
-    source = params["weights"]["source"]
-    if source not in ("none", "imagenet"):
-        params["weights"]["source"] = str(Path(source).resolve())
-    YAML(typ="safe").dump(params, work / "params.yaml")
-    threads = max(1, (os.cpu_count() or 1) // jobs)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(threads)}
-
-    def stage(*arguments: object) -> None:
-        subprocess.run(
-            [sys.executable, "-m", *map(str, arguments)],
-            cwd=work,
-            env=environment,
-            check=True,
-            stdout=subprocess.DEVNULL,
-        )
-
-    start = time.perf_counter()
-    data = Path("data").resolve()
-    stage("stages.weights", data / "pretrained", "weights")
-    tables = [data / "crop", data / "folds/folds.csv", "weights/initial.safetensors"]
-    with ThreadPoolExecutor(jobs) as pool:
-        list(
-            pool.map(
-                lambda fold: stage("stages.train", fold, *tables, f"fold{fold}"),
-                params["folds"]["index"],
-            )
-        )
-    seconds = time.perf_counter() - start
-    for weights in work.rglob("*.safetensors"):
-        weights.unlink()
-    work.rename(out)
-    return seconds
-
-
-def score(folder: Path) -> tuple[Counts, Counts]:
+def score(folder: Path, index: Sequence[int]) -> tuple[Counts, Counts]:
     """Confusion counts by person of the out-of-fold predictions: as they are, and with tau."""
-    table = read_out_of_fold(folder, read_params().folds.index)
+    table = read_out_of_fold(folder, index)
     probabilities, labels = table[PROBABILITIES].to_numpy(), table["label"].to_numpy()
     people = table["person"].to_numpy(str)
     tuned = nested(probabilities, labels, table["fold"].to_numpy())
@@ -124,30 +78,27 @@ def main(
     jobs: Annotated[int, typer.Option(help="Folds trained at a time")] = 2,
 ) -> None:
     """Compare each remedy with the default on the crops, folds and weights of the workspace."""
-    knobs = read_params().aggregate
+    params = read_params()
+    knobs, index = params.aggregate, params.folds.index
     wanted = [name for name in REMEDIES if not only or name in ["default", *only.split(";")]]
     table = Table("remedy", "macro F1 (95%)", "accuracy", "against the default (95%)",
                   "with tau tuned", "minutes")  # fmt: skip
     default: Counts | None = None
     for name in wanted:
         folder = out / name.replace(" ", "_").replace(",", "")
-        if not folder.exists():
-            print(f"{name}: trains", flush=True)
-            seconds = train_all(REMEDIES[name], folder, jobs)
-            (folder / "seconds.json").write_text(json.dumps(seconds))
-        plain, tuned = score(folder)
+        train_folds({"train": REMEDIES[name]}, CROP, FOLDS, index, folder, jobs)
+        plain, tuned = score(folder, index)
         default = plain if default is None else default
         low, high = interval(macro_f1(resample_people(plain, knobs.bootstrap, knobs.seed)))
         against = paired_difference(macro_f1, default, plain, knobs.bootstrap, knobs.seed)
         counts = plain.sum(axis=0)
-        minutes = json.loads((folder / "seconds.json").read_text()) / 60
         table.add_row(
             name,
             f"{macro_f1(counts):.3f} ({low:.3f} to {high:.3f})",
             f"{accuracy(counts):.3f}",
             signed(float(against.value), float(against.low), float(against.high)),
             f"{macro_f1(tuned.sum(axis=0)):.3f}",
-            f"{minutes:.1f}",
+            f"{seconds_of(folder, index) / 60:.1f}",
         )
         Console(width=130).print(table)
 
