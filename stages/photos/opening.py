@@ -1,6 +1,7 @@
 """Opening a photo that nobody has checked: any mode, any orientation, never a bomb."""
 
 import warnings
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -19,18 +20,22 @@ class BadPhotoError(Exception):
     """A photo that cannot be used; the message is the reason."""
 
 
-def open_photo(path: Path, max_pixels: int | None = None) -> Image.Image:
+def open_photo(source: Path | BytesIO, max_pixels: int | None = None) -> Image.Image:
     """Open a JPEG or PNG as upright 8-bit RGB; what is transparent becomes white.
 
+    Args:
+        source: a file, or what is in one.
+
     Raises:
-        BadPhotoError: if the file is empty, truncated, no JPEG or PNG, or has more than
-            `max_pixels` pixels, which is checked before any is decoded (None: no limit, for
-            photos that were checked before).
+        BadPhotoError: if it is empty, truncated, no JPEG or PNG, or has more than `max_pixels`
+            pixels, which is checked before any is decoded (None: no limit, for photos that were
+            checked before).
     """
-    if path.stat().st_size == 0:
+    size = source.stat().st_size if isinstance(source, Path) else source.getbuffer().nbytes
+    if size == 0:
         raise BadPhotoError("is empty")
     try:
-        image = Image.open(path, formats=FORMATS)
+        image = Image.open(source, formats=FORMATS)
     except PermissionError:
         raise
     except Exception:  # as below
