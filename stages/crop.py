@@ -26,7 +26,7 @@ from stages.command import stage_command, warn_if_outside
 from stages.faces.boxes import Boxes, Way, fill_boxes, median_box
 from stages.faces.contact_sheet import draw_contact_sheet
 from stages.faces.cut import cut
-from stages.faces.detect import find_faces, load_detector
+from stages.faces.detect import find_faces, load_detector, one_thread
 from stages.files import write_json, write_table, write_whole
 from stages.params import CropParams, read_params
 from stages.photos.labels import MASKS
@@ -77,7 +77,7 @@ def crop_set(
 def find_all(name: str, paths: Sequence[str], params: CropParams) -> Faces:
     """Look for the face in each photo, on all cores."""
     find = partial(_find_in, params=params)
-    with ProcessPoolExecutor() as pool:
+    with ProcessPoolExecutor(initializer=one_thread) as pool:
         found = pool.map(find, paths, chunksize=16)
         results = list(progress(found, len(paths), f"crop: faces looked for, {name}"))
     boxes = np.array([box for box, _ in results]).reshape(-1, 4)

@@ -45,13 +45,16 @@ def load_detector(detector: str, yunet_model: str) -> Detect:
     Raises:
         UserError: if it cannot be used on this machine, or its model file cannot be read.
     """
-    detect = {"yuface": _yuface, "haar": _haar, "yunet": _yunet, "none": _none}[detector](
-        yunet_model
-    )
-    # The photos are already spread over all cores; threads that wait for each other cost 10x.
+    return {"yuface": _yuface, "haar": _haar, "yunet": _yunet, "none": _none}[detector](yunet_model)
+
+
+def one_thread() -> None:
+    """For a process of a pool that has one for each core: let this one have one thread.
+
+    Threads that wait for each other cost 10x.
+    """
     cv2.setNumThreads(1)
     threadpool_limits(1)
-    return detect
 
 
 def _yuface(_: str) -> Detect:
