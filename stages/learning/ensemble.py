@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from stages.errors import UserError
 from stages.learning.device import Hardware, normalise
 from stages.learning.network import build
 from stages.learning.recipe import Recipe
@@ -22,13 +23,18 @@ def read_networks(paths: Sequence[Path], hardware: Hardware) -> tuple[list[nn.Mo
     """The networks that the stage `train` wrote, ready to predict, and the recipe they share.
 
     Raises:
-        UserError: if a file is not there, is damaged, or is of another network than the first.
+        UserError: if a file is not there, is damaged, or has another recipe than the first.
     """
     recipe = read_recipe(paths[0])
     networks = []
     for path in paths:
-        network = build(recipe.model, recipe.crop.size, recipe.heads)
-        load_network(network, path)
+        if read_recipe(path) != recipe:
+            raise UserError(
+                f"{path} is used in another way than {paths[0]}: `dvc repro` makes both anew"
+            )
+        with torch.device("meta"):  # without weights: to draw random ones takes longer than to read
+            network = build(recipe.model, recipe.crop.size, recipe.heads)
+        load_network(network.to_empty(device="cpu"), path)
         networks.append(network.to(memory_format=torch.channels_last).to(hardware.device).eval())
     return networks, recipe
 
@@ -55,6 +61,13 @@ class Ensemble(nn.Module):
         return probabilities.unflatten(0, (self.views, -1)).mean(dim=0)  # type: ignore[no-any-return]
 
 
+def predict_batch(ensemble: Ensemble, pixels: Tensor, hardware: Hardware) -> Tensor:
+    """The ensemble's probabilities (B x 18, on the CPU) of crops that it can take at once."""
+    with torch.inference_mode(), hardware.autocast():
+        probabilities: Tensor = ensemble(pixels.to(hardware.device)).cpu()
+    return probabilities
+
+
 def mean_probabilities(
     networks: Sequence[nn.Module],
     pixels: Tensor,
@@ -75,7 +88,6 @@ def mean_probabilities(
     batches = pixels.split(max(1, batch_size // ensemble.views))
     found = [torch.empty(0, CLASSES)]
     for batch in progress(batches, len(batches), "photos predicted"):
-        with torch.inference_mode(), hardware.autocast():
-            found.append(ensemble(batch.to(hardware.device)).cpu())
+        found.append(predict_batch(ensemble, batch, hardware))
     mean: Probabilities = torch.cat(found).numpy()
     return mean
