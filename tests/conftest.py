@@ -15,6 +15,7 @@ from ruamel.yaml import YAML
 from typer import Typer
 from typer.testing import CliRunner, Result
 
+from stages import sample
 from stages.photos.labels import class_names
 
 ROOT = Path(__file__).parents[1]
@@ -83,6 +84,25 @@ def run(change: Change) -> Run:
     return run_stage
 
 
+@pytest.fixture(scope="session")
+def portraits(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Drawn faces without a mask, 384 x 512, of three people."""
+    folder = tmp_path_factory.mktemp("portraits")
+    for person in sample.roster(3):
+        sample.draw_person(person, folder / str(person.number), seed=0)
+    return sorted(folder.glob("*/normal.jp*g"))
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two networks, for crops of 32 pixels."""
+    from tests.small import FALLBACK, small_recipe, write_networks  # torch: not for every test
+
+    folder = tmp_path_factory.mktemp("trained")
+    write_networks(folder, small_recipe(FALLBACK))
+    return folder
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     names = ("chromium", "chromium-browser", "google-chrome")
@@ -94,8 +114,14 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture
-def page(browser: Browser) -> Iterator[Page]:
-    """A page that fails on anything in the console and on any request beyond the disk."""
+def home() -> str:
+    """What a page may ask for: addresses that begin so. A page of a server has its own."""
+    return "file:"
+
+
+@pytest.fixture
+def page(browser: Browser, home: str) -> Iterator[Page]:
+    """A page that fails on anything in the console and on any request beyond its home."""
     context = browser.new_context(accept_downloads=True)
     opened, problems = context.new_page(), list[str]()
     opened.on("console", lambda message: problems.append(message.text))
@@ -104,7 +130,7 @@ def page(browser: Browser) -> Iterator[Page]:
         "request",
         lambda request: (
             None
-            if request.url.startswith(("file:", "data:", "blob:"))
+            if request.url.startswith((home, "data:", "blob:"))
             else problems.append(request.url)
         ),
     )

@@ -133,6 +133,8 @@ LAYERS = {
     "pages": {"photos"},
     "scoring": {"errors", "photos"},
     "revisions": {"errors", "photos", "scoring"},
+    "classifying": {"errors", "faces", "learning", "photos"},
+    "serving": set[str](),
 }
 
 
