@@ -4,7 +4,7 @@ VENV := .venv
 SHELL := /bin/bash
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: run test benchmark freeze-ladder lint browser setup
+.PHONY: run test benchmark freeze-ladder lint browser extras setup
 
 run: setup
 	dvc repro
@@ -23,7 +23,7 @@ benchmark: setup
 freeze-ladder: setup
 	python -m benchmarks.freeze_ladder ladder
 
-lint: setup
+lint: extras
 	ruff check stages tests benchmarks
 	ruff format --check stages tests benchmarks
 	mypy
@@ -32,6 +32,9 @@ lint: setup
 browser: setup
 	@command -v chromium chromium-browser google-chrome > /dev/null || python -m playwright install chromium || { apt-get update -q && apt-get install -qy chromium; }
 
+# What single commands need beside: requirements-demo.txt, ...
+extras: $(VENV)/installed-extras
+
 setup: $(VENV)/installed
 
 # Dated after what it was made from, so that it is done over only when that changes.
@@ -39,4 +42,9 @@ $(VENV)/installed: requirements.txt constraints.txt
 	@command -v $(PYTHON) > /dev/null || { echo "error: $(PYTHON) is not installed: install Python 3.11, or name another: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	$(VENV)/bin/python -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+EXTRAS := $(wildcard requirements-*.txt)
+$(VENV)/installed-extras: $(VENV)/installed $(EXTRAS)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(EXTRAS:%=-r %)
 	touch $@
