@@ -132,7 +132,8 @@ def test_a_second_time_does_nothing(project: Project) -> None:
 
 def test_the_same_again_gives_the_same_bytes(project: Project) -> None:
     before = project.checksums(), (project.folder / "metrics.json").read_bytes()
-    ran = project.repro("--force", "--no-run-cache")
+    everything_but_the_report = ("review", "model_card")  # that has times in it
+    ran = project.repro("--force", "--no-run-cache", *everything_but_the_report)
     assert "train@1" in ran
     assert (project.checksums(), (project.folder / "metrics.json").read_bytes()) == before
 
