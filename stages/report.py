@@ -301,7 +301,7 @@ def main(
         bins=bins,
         calibration_error=expected_calibration_error(bins),
         fit=fit,
-        curves=curves,
+        losses=curves.pivot(index=["fold", "epoch"], columns="curve", values="loss").reset_index(),
         wrong=overlay(surest(table, False, params.report.examples), crops, results, names),
         right=overlay(surest(table, True, params.report.examples), crops, results, names),
         charts={
