@@ -14,11 +14,10 @@ from stages.errors import UserError
 from stages.scoring.metrics import NAMES
 
 LOOK = {
-    "metrics.json": "all scores; `dvc metrics diff` compares them with the last commit",
-    "python -m stages.compare": "whether they are better than the last commit's, or by chance",
-    "data/crop/contact_sheet.png": "what the network sees",
-    "dvc plots show": "confusion matrix, F1 per class, learning curves, as a page",
-    "data/clean/rejected.csv": "photos that were not used, and why",
+    "reports/report.html": "how good it is, where it is wrong, what it was made from",
+    "reports/review.html": "labels that are probably wrong, to decide on",
+    "reports/model_card.md": "what to know before the networks are used",
+    "metrics.json": "all scores; `python -m stages.compare` sets two runs side by side",
     "data/submission.csv": "labels of the evaluation photos",
 }
 
