@@ -17,6 +17,7 @@ from typer.testing import CliRunner, Result
 
 from stages import sample
 from stages.photos.labels import class_names
+from tests.small import torch_as_it_is
 
 ROOT = Path(__file__).parents[1]
 STEMS = ["mask1", "mask2", "mask3", "mask4", "mask5", "incorrect_mask", "normal"]
@@ -29,6 +30,13 @@ def save_photo(path: Path, seed: int = 0, size: tuple[int, int] = (48, 64)) -> N
     """A photo of nothing, different for each seed."""
     pixels = np.random.default_rng(seed).integers(0, 256, (size[1] // 8, size[0] // 8, 3))
     Image.fromarray(pixels.astype(np.uint8)).resize(size).save(path)
+
+
+@pytest.fixture(autouse=True)
+def torch_for_each() -> Iterator[None]:
+    """No test is run with what another's stage set for torch."""
+    with torch_as_it_is():
+        yield
 
 
 @pytest.fixture

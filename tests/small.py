@@ -4,12 +4,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
 import torch
 from PIL import Image
 from torch import nn
 
-from stages import classify, predict
 from stages.learning.network import build
 from stages.learning.recipe import Recipe
 from stages.learning.weight_files import write_weights
@@ -54,13 +52,12 @@ def two_faces(portraits: list[Path], path: Path) -> None:
 
 @contextmanager
 def torch_as_it_is() -> Iterator[None]:
-    """What stages set for their process, torch's threads and exactness, is not set for the tests'.
+    """What stages set for their process, torch's threads and exactness, is not left to other tests.
 
-    `torch.export`, which other tests use, does not run with the latter.
+    `torch.export`, which some use, does not run with the latter.
     """
     threads = torch.get_num_threads()
-    with pytest.MonkeyPatch.context() as patch:
-        for stage in (classify, predict):
-            patch.setattr(stage, "be_deterministic", lambda: None)
-        yield
+    yield
     torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(False)
+    torch.backends.fp32_precision = "none"  # type: ignore[attr-defined]
