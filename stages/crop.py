@@ -21,8 +21,10 @@ from typing import Any, get_args
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from PIL import Image
 
 from stages.command import stage_command, warn_if_outside
+from stages.errors import UserError
 from stages.faces.boxes import Boxes, Way, fill_boxes, median_box
 from stages.faces.contact_sheet import draw_contact_sheet
 from stages.faces.cut import cut
@@ -30,7 +32,7 @@ from stages.faces.detect import find_faces, load_detector, one_thread
 from stages.files import write_json, write_table, write_whole
 from stages.params import CropParams, read_params
 from stages.photos.labels import MASKS
-from stages.photos.opening import open_photo
+from stages.photos.opening import BadPhotoError, open_photo
 from stages.photos.packed import Pixels, read_packed, write_packed
 from stages.photos.tables import read_stage_table
 from stages.progress import progress
@@ -86,7 +88,7 @@ def find_all(name: str, paths: Sequence[str], params: CropParams) -> Faces:
 
 def _find_in(path: str, params: CropParams) -> tuple[Boxes, float]:
     """The largest face (a portrait's face is in front): its box, NaN if there is none."""
-    boxes, confidences = find_faces(open_photo(Path(path)), params)
+    boxes, confidences = find_faces(_open_again(path), params)
     return (boxes[0], float(confidences[0])) if len(boxes) else (np.full(4, np.nan), 0.0)
 
 
@@ -98,7 +100,22 @@ def cut_all(name: str, paths: Sequence[str], boxes: Boxes, params: CropParams) -
 
 
 def _cut_from(path: str, box: Boxes, params: CropParams) -> Pixels:
-    return cut(open_photo(Path(path)), box, params)
+    return cut(_open_again(path), box, params)
+
+
+def _open_again(path: str) -> Image.Image:
+    """A photo that the stage `clean` could open.
+
+    Raises:
+        UserError: if it has changed since then.
+    """
+    try:
+        return open_photo(Path(path))
+    except FileNotFoundError:
+        problem = "is gone"
+    except BadPhotoError as bad:
+        problem = str(bad)
+    raise UserError(f"{path} {problem}, but was fine for the stage clean: run `dvc repro` again")
 
 
 def count_ways(table: pd.DataFrame) -> dict[str, Any]:

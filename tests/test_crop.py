@@ -149,3 +149,15 @@ def test_yunet_without_its_model_says_what_to_do(cleaned: Path, run: Run, change
         "is not a YuNet model" in run(crop.main, "clean", "data/detectors", "crop", code=1).output
     )
     assert not Path("crop/train.npy").exists()
+
+
+def test_a_photo_that_has_changed_since_it_was_checked_is_named(cleaned: Path, run: Run) -> None:
+    photo = Path("raw/train/images/000001_female_Any_25/mask1.jpg")
+    photo.write_text("no photo")
+    assert f"error: {photo} is no JPEG or PNG, but was fine for the stage clean" in (
+        run(crop.main, "clean", "data/detectors", "crop", code=1).stderr
+    )
+    photo.unlink()
+    assert f"error: {photo} is gone" in (
+        run(crop.main, "clean", "data/detectors", "crop", code=1).stderr
+    )
