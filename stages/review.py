@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from PIL import Image
 
@@ -100,9 +101,9 @@ def describe(
                 **{key: row[key] for key in ("photo", "mask", "gender", "age", "origin")},
                 "image": thumbnails[place],
                 "crop": image_data(Image.fromarray(crops[row["row"]])),
-                "p": {field: share[place].round(3).tolist() for field, share in shares.items()}
-                if row["mask"]
-                else {},
+                "p": {}
+                if np.isnan(of_classes[place]).any()
+                else {field: share[place].round(3).tolist() for field, share in shares.items()},
             }
         )
     return people

@@ -320,3 +320,17 @@ def test_photos_that_are_gone_are_said_to_be_missing(
 def test_no_finding_is_said(write_page: Write, page: Page) -> None:
     page.goto(write_page([]).as_uri())
     assert page.get_by_text("No label is doubtful.").is_visible()
+
+
+def test_a_photo_without_a_prediction_is_shown_without_one(
+    write_page: Write, page: Page, run: Run, raw: Path
+) -> None:
+    write_page()
+    predicted = pd.read_csv("oof.csv")
+    predicted[predicted["person"] != OLD].to_csv("oof.csv", index=False)
+    tables = ["suspects.csv", "clean/photos.csv", "clean/evaluation.csv"]
+    run(review.main, *tables, "crop", "oof.csv", raw / "corrections.csv", "reports/review.html")
+    page.goto(Path("reports/review.html").resolve().as_uri())
+    shares = page.locator("article").nth(2).locator(".share")
+    assert page.locator("article").count() == len(FINDINGS)
+    assert shares.count() == 0
