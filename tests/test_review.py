@@ -334,3 +334,13 @@ def test_a_photo_without_a_prediction_is_shown_without_one(
     shares = page.locator("article").nth(2).locator(".share")
     assert page.locator("article").count() == len(FINDINGS)
     assert shares.count() == 0
+
+
+def test_a_duplicate_is_said_to_be_the_same_as_the_other(write_page: Write, page: Page) -> None:
+    page.goto(write_page().as_uri())
+    duplicate, gender = page.locator("article").nth(3), page.locator("article").nth(1)
+    assert f"mask1.jpg: the same as {OLD}/mask1.jpg, suggested drop" in (
+        duplicate.locator(".claim").text_content()
+    )
+    assert "likely wrong" not in duplicate.text_content()
+    assert "90% likely wrong" in gender.text_content()
