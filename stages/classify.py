@@ -48,7 +48,7 @@ from stages.classifying import (
 )
 from stages.command import stage_command
 from stages.errors import UserError
-from stages.faces.detect import one_thread
+from stages.faces.detect import load_detector, one_thread
 from stages.faces.marking import mark
 from stages.files import write_whole
 from stages.learning.device import be_deterministic, choose_hardware
@@ -323,6 +323,7 @@ def main(
     files = find_networks(networks, fold)
     recipe = read_recipe(files[0])
     names = list_photos(photos)
+    load_detector(recipe.crop.detector, recipe.crop.yunet_model)  # an unusable one ends here
     printed = "-" in (csv_file, json_file)
     see = partial(see_file, recipe=recipe, fallback=fallback, max_pixels=max_pixels)
     faces = without = unreadable = 0

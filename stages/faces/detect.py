@@ -45,6 +45,9 @@ def load_detector(detector: str, yunet_model: str) -> Detect:
     Raises:
         UserError: if it cannot be used on this machine, or its model file cannot be read.
     """
+    # Load it before a pool's processes are forked: in those, OpenCV would wait for ever for its
+    # threads, which are not forked with it.
+    cv2.setNumThreads(1)
     return {"yuface": _yuface, "haar": _haar, "yunet": _yunet, "none": _none}[detector](yunet_model)
 
 
@@ -53,7 +56,6 @@ def one_thread() -> None:
 
     Threads that wait for each other cost 10x.
     """
-    cv2.setNumThreads(1)
     threadpool_limits(1)
 
 
