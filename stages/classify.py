@@ -74,7 +74,7 @@ def list_photos(arguments: Sequence[Path]) -> dict[Path, Path]:
     Raises:
         UserError: if there is no such photo or folder, or a folder holds no photo.
     """
-    names, taken, known = dict[Path, Path](), set[str](), set[Path]()
+    names, taken, known = dict[Path, Path](), set[str](), set[str]()
     for argument in arguments:
         if not argument.is_file() and not argument.is_dir():
             raise UserError(f"there is no photo or folder {argument}")
@@ -82,9 +82,10 @@ def list_photos(arguments: Sequence[Path]) -> dict[Path, Path]:
         if not found:
             raise UserError(f"{argument} holds no photo ({', '.join(SUFFIXES)})")
         for path in found:
-            if path.resolve() in known:
+            real = os.path.realpath(path)  # which bears a link to itself, as resolve() does not
+            if real in known:
                 continue
-            known.add(path.resolve())
+            known.add(real)
             name = path.relative_to(argument) if argument.is_dir() else Path(path.name)
             free, number = name, 1
             while free.as_posix().casefold() in taken:
@@ -320,6 +321,8 @@ def main(
     """
     if csv_file == json_file == "-":
         raise UserError("--csv - and --json -: only one of them can be printed")
+    if csv_file and json_file and Path(csv_file).resolve() == Path(json_file).resolve():
+        raise UserError("--csv and --json name the same file: name two")
     files = find_networks(networks, fold)
     recipe = read_recipe(files[0])
     names = list_photos(photos)

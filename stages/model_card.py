@@ -23,7 +23,7 @@ from stages.scoring.calibration import calibration, expected_calibration_error
 from stages.scoring.groups import score_groups
 from stages.scoring.metrics import NAMES
 
-GROUPS = {"gender": "Gender, as given", "age": "Age, as given", "race": "Race, as given"}
+GROUPS = {"gender": "Gender", "age": "Age", "race": "Race, as given"}
 
 
 @stage_command

@@ -12,6 +12,7 @@ import importlib.metadata
 import os
 import platform
 from collections.abc import Hashable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -215,10 +216,10 @@ def machine() -> dict[str, str]:
         "GPU": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
         "Python": platform.python_version(),
     }
-    installed = {package.metadata["Name"].lower() for package in importlib.metadata.distributions()}
-    return found | {
-        name: importlib.metadata.version(name) for name in PACKAGES if name in installed
-    }
+    for name in PACKAGES:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def flat(sections: dict[str, Any]) -> dict[str, Any]:

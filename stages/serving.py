@@ -16,7 +16,7 @@ from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
@@ -59,12 +59,15 @@ def demo_app(
         if request.headers.get("origin", _own(request)) != _own(request):
             return _error(403, "only the page of this server may ask it")
         body, size = BytesIO(), 0
-        async for part in request.stream():
-            size += len(part)
-            if size <= max_bytes:
-                body.write(part)
-            elif size > READ_ON * max_bytes:
-                break
+        try:
+            async for part in request.stream():
+                size += len(part)
+                if size <= max_bytes:
+                    body.write(part)
+                elif size > READ_ON * max_bytes:
+                    break
+        except ClientDisconnect:  # another photo was dropped, or the page closed
+            return Response(status_code=499)
         if size > max_bytes:
             return _error(413, f"the photo has more than {max_bytes / 1e6:g} MB")
         try:

@@ -17,10 +17,11 @@ LETTERS = 24
 
 def mark(photo: Image.Image, boxes: Sequence[Box], captions: Sequence[str]) -> Image.Image:
     """A copy of an RGB photo with boxes and their captions, white on black on any background."""
-    scale = max(1.0, SMALLEST / min(photo.size))
+    # A strip is not enlarged beyond what a wide photo would be.
+    scale = max(1.0, min(SMALLEST / min(photo.size), 4 * SMALLEST / max(photo.size)))
     marked = photo.resize((round(photo.width * scale), round(photo.height * scale)))
     draw = ImageDraw.Draw(marked)
-    letter = min(marked.size) // LETTERS
+    letter = max(8, min(marked.size) // LETTERS)
     line = max(2, letter // 8)
     areas = [
         (left * scale, top * scale, (left + width) * scale, (top + height) * scale)

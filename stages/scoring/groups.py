@@ -89,7 +89,8 @@ def _widest_gap(scores: pd.DataFrame, resampled: dict[str, Counts]) -> Gap | Non
     known = scores.dropna(subset="accuracy").set_index("group")["accuracy"]
     if len(known) < 2:
         return None
-    best, worst = str(known.idxmax()), str(known.idxmin())
+    best = str(known.idxmax())
+    worst = str(known.drop(best).idxmin())
     difference = _accuracy(resampled[best], "accuracy") - _accuracy(resampled[worst], "accuracy")
     # The widest of all gaps is picked, which would make one out of chance: so the interval is
     # wider, by Bonferroni's correction for the number of pairs. That far out, a few people's
