@@ -110,6 +110,16 @@ def some(crops: Pixels, count: int, but_not: Rows = NO_ROWS) -> Pixels:
 def crop_rule(recipe: Recipe) -> str:
     """In words, how a crop is cut from a photo."""
     crop = recipe.crop
+    scale = (
+        f"Scale it to {crop.size} x {crop.size} pixels, bilinear with antialiasing"
+        f"{', and make it grey' if crop.greyscale else ''}."
+    )
+    if crop.detector == "none":
+        return (
+            "Turn the photo upright by its EXIF orientation. Take the square in its middle whose "
+            f"side is {crop.margin:g} times its longer side, but no more than its shorter one. "
+            + scale
+        )
     box = "the whole photo" if recipe.fallback is None else f"{recipe.fallback} of the photo"
     return (
         f"Turn the photo upright by its EXIF orientation. Shrink a copy to {LONG_SIDE} pixels and "
@@ -117,8 +127,7 @@ def crop_rule(recipe: Recipe) -> str:
         f"more); without one, its box (left, top, width, height) is {box}. Take the square around "
         f"the centre of the box whose side is {crop.margin:g} times the box's longer side, but no "
         "more than the photo's shorter side, and move it inside where it reaches over an edge. "
-        f"Scale it to {crop.size} x {crop.size} pixels, bilinear with antialiasing"
-        f"{', and make it grey' if crop.greyscale else ''}."
+        + scale
     )
 
 

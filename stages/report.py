@@ -39,7 +39,7 @@ from stages.photos.tables import PROBABILITIES, read_stage_table
 from stages.progress import progress
 from stages.revisions import git_state, read_metrics, read_run
 from stages.scoring.calibration import calibration, expected_calibration_error
-from stages.scoring.comparison import judge, leaks, shared_photos
+from stages.scoring.comparison import judge, leaks, shared_photos, signed
 from stages.scoring.groups import counts_of, f1_of_attributes
 from stages.scoring.metrics import NAMES, SCORES, interval
 from stages.scoring.out_of_fold import read_fold_metrics
@@ -117,7 +117,7 @@ def describe(row: dict[Hashable, Any], names: Sequence[str]) -> Entry:
     return {
         "person": row["person"],
         "photo": row["photo"],
-        "link": quote(f"../{row['path']}"),
+        "link": quote(row["path"] if Path(row["path"]).is_absolute() else f"../{row['path']}"),
         "actual": names[row["label"]],
         "predicted": names[row["predicted"]],
         "sure": row["sure"],
@@ -175,9 +175,10 @@ def overlay(table: pd.DataFrame, crops: Pixels, results: Path, names: Sequence[s
 
 
 def verdicts(table: pd.DataFrame, classes: list[str], knobs: AggregateParams) -> dict[str, str]:
-    """For each of `SCORES`, whether it is better or worse than the last commit's, or neither.
+    """For each of `SCORES`, the difference to the last commit's run, and what it is worth.
 
-    Nothing where the last commit has no predictions that these can be compared with.
+    Of the photos that both have, by the labels of now. Nothing where the last commit has no
+    predictions that these can be compared with.
 
     Args:
         table: person, photo, fold, label, predicted, a row a photo.
@@ -191,7 +192,10 @@ def verdicts(table: pd.DataFrame, classes: list[str], knobs: AggregateParams) ->
         return {}
     labels = second["label"].to_numpy()
     judged = judge(first, second, labels, SCORES, knobs.bootstrap, knobs.seed)
-    return dict(zip(SCORES, judged["verdict"], strict=True))
+    return {
+        score: f"{signed(row['difference'], row['low'], row['high'])}, {row['verdict']}"
+        for score, (_, row) in zip(SCORES, judged.iterrows(), strict=True)
+    }
 
 
 def times(folder: Path) -> pd.DataFrame:
