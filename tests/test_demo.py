@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser, Page, expect
 
 from stages import classify, demo
 from stages.classifying import BOX
@@ -187,7 +187,7 @@ def test_a_photo_is_taken_with_the_camera(
         b64encode(portraits[0].read_bytes()).decode(),
     )
     page.get_by_role("button", name="Use the camera").click()
-    page.wait_for_function("document.getElementById('video').videoWidth > 0")
+    expect(page.locator("#video")).to_have_js_property("videoWidth", 384)  # polls without eval
     page.get_by_role("button", name="Take the photo").click()
     page.locator("#result").wait_for()
     assert page.locator("svg rect.inner").count() == 1
