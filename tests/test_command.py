@@ -47,7 +47,7 @@ def test_what_dvc_runs_leaves_its_time(tmp_path: Path, monkeypatch: pytest.Monke
     assert os.listdir(tmp_path) == []
     monkeypatch.setenv("DVC_STAGE", "train@3")
     assert CliRunner().invoke(main).exit_code == 0
-    assert 0.2 <= json.loads((TIMES / "train@3.json").read_text())["seconds"] < 2
+    assert json.loads((TIMES / "train@3.json").read_text())["seconds"] >= 0.2
 
 
 def test_a_full_disk_is_one_line_and_leaves_the_earlier_file(tmp_path: Path) -> None:
