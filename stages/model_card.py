@@ -44,6 +44,8 @@ def main(
     table = read_stage_table(aggregate / "out_of_fold.csv").merge(
         known[["person", "photo", "gender", "age", "race"]], on=["person", "photo"]
     )
+    # A correction may be of one photo alone; a person is in one group.
+    table[["gender", "age"]] = table.groupby("person")[["gender", "age"]].transform("first")
     ages = attribute_names(edges)["age"]
     table["age"] = table["age"].map(lambda age: ages[age_group(age, edges)])
     table["race"] = table["race"].replace("", "not said")

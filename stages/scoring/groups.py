@@ -16,10 +16,18 @@ from stages.scoring.metrics import (
     resample_people,
 )
 
+ANSWERS = ("accuracy", "mask", "gender", "age")
+"""What a photo can be right in: all three, or each alone."""
+
 
 class Gap(NamedTuple):
-    """The widest gap in accuracy between two groups, with a 95% interval for having picked it."""
+    """The widest gap between two groups in how often an answer is right.
 
+    The 95% interval is widened for having picked this gap among all pairs of groups and all
+    answers.
+    """
+
+    answer: str
     best: str
     worst: str
     difference: float
@@ -41,7 +49,7 @@ def counts_of(table: pd.DataFrame) -> Counts:
 
 def score_groups(
     table: pd.DataFrame, group: "pd.Series[str]", min_people: int, resamples: int, seed: int
-) -> tuple[pd.DataFrame, Gap | None]:
+) -> tuple[pd.DataFrame, list[Gap]]:
     """Accuracy of each group, with 95% intervals from a bootstrap over its people.
 
     Accuracy, not macro F1: F1 depends on how many there are of each class, which differs from group
@@ -53,9 +61,9 @@ def score_groups(
         min_people: groups of fewer people get no scores.
 
     Returns:
-        A row a group, the largest first: group, people, photos, and `accuracy` (all three right),
-        `mask`, `gender` and `age`, each with `_low` and `_high`; NaN where there are too few
-        people. And the widest gap in accuracy, None where there are no two groups to compare.
+        A row a group, the largest first: group, people, photos, and each of `ANSWERS` with `_low`
+        and `_high`; NaN where there are too few people. And the widest gap in each of `ANSWERS`,
+        none where there are no two groups to compare.
     """
     rows, resampled = list[dict[Hashable, object]](), dict[str, Counts]()
     for place, (name, part) in enumerate(table.groupby(group.to_numpy())):
@@ -64,42 +72,39 @@ def score_groups(
         if people >= min_people:
             counts = counts_of(part)
             resampled[str(name)] = resample_people(counts, resamples, seed + place)
-            for attribute in ("accuracy", "mask", "gender", "age"):
-                right = _accuracy(counts.sum(axis=0), attribute)
-                low, high = interval(_accuracy(resampled[str(name)], attribute))
-                row |= {attribute: float(right), f"{attribute}_low": low, f"{attribute}_high": high}
+            for answer in ANSWERS:
+                right = _right(counts.sum(axis=0), answer)
+                low, high = interval(_right(resampled[str(name)], answer))
+                row |= {answer: float(right), f"{answer}_low": low, f"{answer}_high": high}
         rows.append(row)
     columns = ["group", "people", "photos"] + [
-        f"{attribute}{end}"
-        for attribute in ("accuracy", "mask", "gender", "age")
-        for end in ("", "_low", "_high")
+        f"{answer}{end}" for answer in ANSWERS for end in ("", "_low", "_high")
     ]
     scores = pd.DataFrame(rows, columns=columns)
     scores = scores.sort_values("people", ascending=False, kind="stable", ignore_index=True)
-    return scores, _widest_gap(scores, resampled)
+    known = scores.dropna(subset="accuracy").set_index("group")
+    enough = len(known) > 1
+    return scores, [_widest_gap(known, resampled, answer) for answer in ANSWERS if enough]
 
 
-def _accuracy(counts: Counts, attribute: str) -> Counts:
-    return SCORES["accuracy"](
-        counts if attribute == "accuracy" else of_attribute(counts, attribute)
-    )
+def _right(counts: Counts, answer: str) -> Counts:
+    return SCORES["accuracy"](counts if answer == "accuracy" else of_attribute(counts, answer))
 
 
-def _widest_gap(scores: pd.DataFrame, resampled: dict[str, Counts]) -> Gap | None:
-    known = scores.dropna(subset="accuracy").set_index("group")["accuracy"]
-    if len(known) < 2:
-        return None
-    best = str(known.idxmax())
-    worst = str(known.drop(best).idxmin())
-    difference = _accuracy(resampled[best], "accuracy") - _accuracy(resampled[worst], "accuracy")
+def _widest_gap(known: pd.DataFrame, resampled: dict[str, Counts], answer: str) -> Gap:
+    share = known[answer]
+    best = str(share.idxmax())
+    worst = str(share.drop(best).idxmin())
+    difference = _right(resampled[best], answer) - _right(resampled[worst], answer)
     # The widest of all gaps is picked, which would make one out of chance: so the interval is
-    # wider, by Bonferroni's correction for the number of pairs. That far out, a few people's
-    # bootstrap is too sure of itself: Student's distribution is not.
-    fewest = int(scores.set_index("group").loc[[best, worst], "people"].min())
-    tail = 0.025 / (len(known) * (len(known) - 1) / 2)
-    reach = student.ppf(1 - tail, fewest - 1) * difference.std() * (fewest / (fewest - 1)) ** 0.5
-    gap = float(known[best] - known[worst])
-    return Gap(best, worst, gap, gap - float(reach), gap + float(reach))
+    # wider, by Bonferroni's correction. That far out, a few people's bootstrap is too sure of
+    # itself: Student's distribution is not.
+    picked_from = len(ANSWERS) * len(known) * (len(known) - 1) / 2
+    fewest = int(known.loc[[best, worst], "people"].min())
+    spread = float(difference.std()) * (fewest / (fewest - 1)) ** 0.5
+    reach = float(student.ppf(1 - 0.025 / picked_from, fewest - 1)) * spread
+    gap = float(share[best] - share[worst])
+    return Gap(answer, best, worst, gap, gap - reach, gap + reach)
 
 
 def f1_of_attributes(
