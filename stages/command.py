@@ -24,6 +24,7 @@ CANNOT_WRITE = {
     errno.EFBIG: "the file would be larger than this system allows",
     errno.EROFS: "the file system is read-only: make it writable",
     errno.EACCES: "permission denied: check the owner of the folder",
+    errno.EISDIR: "a folder is in the way of the file: name another",
     errno.EEXIST: "a file is in the way of a folder: move it",
     errno.ENOTDIR: "a file is in the way of a folder: move it",
     errno.EPERM: "permission denied: check the owner of the folder",

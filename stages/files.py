@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BufferedRandom
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-import pandas as pd
+if TYPE_CHECKING:  # importing it takes a quarter of a second, which `classify` has no use for
+    import pandas as pd
 
 SEAL = hashlib.sha256().digest_size
 
@@ -87,7 +88,7 @@ def read_sealed(path: Path) -> Iterator[BinaryIO | None]:
         yield file if whole else None
 
 
-def write_table(path: Path, table: pd.DataFrame, float_format: str | None = None) -> None:
+def write_table(path: Path, table: "pd.DataFrame", float_format: str | None = None) -> None:
     """Write a table as CSV, without its index, with `\\n` line ends on every system."""
     with write_whole(path) as file:
         table.to_csv(

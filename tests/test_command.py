@@ -67,6 +67,17 @@ def test_a_full_disk_is_one_line_and_leaves_the_earlier_file(tmp_path: Path) -> 
     assert os.listdir(tmp_path) == ["out.bin"]
 
 
+def test_a_folder_in_the_way_of_a_file_is_one_line(tmp_path: Path) -> None:
+    @stage_command
+    def main() -> None:
+        write_json(tmp_path, {})
+
+    result = CliRunner().invoke(main)
+    assert result.exit_code == 1
+    assert result.output.startswith(f"error: {tmp_path}")
+    assert "a folder is in the way of the file: name another" in result.output
+
+
 def test_a_file_larger_than_allowed_is_one_line(tmp_path: Path) -> None:
     """A real failing write: the shell's limit on file sizes stands for a disk that is full."""
     code = (
