@@ -112,28 +112,35 @@ def look_ahead(
     """Start to look at photos at once, a few ahead; give them in order, as many as are ready.
 
     So the first answer does not wait for a full batch, and no more than `AHEAD` are in memory.
-
-    Raises:
-        UserError: when asked for one, if the system has ended a process that looked.
     """
     todo = iter(paths)
     waiting = deque(pool.submit(see, path) for path in islice(todo, AHEAD))
 
     def ready() -> Iterator[list[Seen]]:
-        try:
-            while waiting:
-                batch = [waiting.popleft().result()]
-                while waiting and waiting[0].done() and len(batch) < MOST_AT_ONCE:
-                    batch.append(waiting.popleft().result())
-                waiting.extend(pool.submit(see, path) for path in islice(todo, len(batch)))
-                yield batch
-        except BrokenProcessPool:
-            raise UserError(
-                "the system has ended a process that opened photos, as it does when memory runs "
-                "out: lower --max-pixels"
-            ) from None
+        while waiting:
+            batch = [waiting.popleft().result()]
+            while waiting and waiting[0].done() and len(batch) < MOST_AT_ONCE:
+                batch.append(waiting.popleft().result())
+            waiting.extend(pool.submit(see, path) for path in islice(todo, len(batch)))
+            yield batch
 
     return ready()
+
+
+@contextmanager
+def ended_processes_told() -> Iterator[None]:
+    """Say what it means where the system ends a process of the pool.
+
+    Raises:
+        UserError: if it did.
+    """
+    try:
+        yield
+    except BrokenProcessPool:
+        raise UserError(
+            "the system has ended a process that opened photos, as it does when memory runs out: "
+            "lower --max-pixels"
+        ) from None
 
 
 def see_file(path: Path, recipe: Recipe, fallback: bool, max_pixels: int) -> Seen:
@@ -265,17 +272,21 @@ def annotate(path: Path, rows: Sequence[Row], out: Path, max_pixels: int) -> Non
         mark(photo, boxes, captions).save(file, form, quality=90)
 
 
+def check_new(folder: Path) -> None:
+    """Copies are written to a folder in which there is nothing that could be an original.
+
+    Raises:
+        UserError: if there is.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"--annotate: {folder} is not empty: name a folder that is new")
+
+
 @contextmanager
 def annotated_in(
     folder: Path, names: dict[Path, Path], pool: ProcessPoolExecutor, max_pixels: int
 ) -> Iterator[Write]:
-    """Draw on copies of the photos, in the pool's processes, no more than `AHEAD` photos behind.
-
-    Raises:
-        UserError: if there is anything in the folder already, which could be an original.
-    """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"--annotate: {folder} is not empty: name a folder that is new")
+    """Draw on copies of the photos, in the pool's processes, no more than `AHEAD` photos behind."""
     waiting = deque[Future[None]]()
 
     def write(path: Path, rows: Sequence[Row]) -> None:
@@ -331,7 +342,10 @@ def main(
     see = partial(see_file, recipe=recipe, fallback=fallback, max_pixels=max_pixels)
     faces = without = unreadable = 0
 
-    with ExitStack() as stack:
+    if annotate_in is not None:
+        check_new(annotate_in)
+
+    with ended_processes_told(), ExitStack() as stack:
         writers = [] if printed else [stack.enter_context(table_to(Console()))]
         writers += [stack.enter_context(csv_to(csv_file))] if csv_file else []
         writers += [stack.enter_context(json_to(json_file))] if json_file else []

@@ -278,6 +278,32 @@ def test_annotated_copies_have_names_that_never_clash_and_originals_stay(
     assert {path: path.read_bytes() for path in photos.rglob("*.*")} == before
 
 
+def test_tables_may_lie_beside_annotated_copies_but_not_in_each_other(
+    run: Run, photos: Path
+) -> None:
+    run(classify.main, photos / "a.jpg", "--csv", "out/rows.csv", "--annotate", "out")
+    assert sorted(os.listdir("out")) == ["a.jpg", "rows.csv"]
+    same = run(classify.main, photos, "--csv", "rows", "--json", "./rows", code=1)
+    assert same.stderr == "error: --csv and --json name the same file: name two\n"
+    assert not Path("rows").exists()
+
+
+def test_a_strip_of_a_photo_is_not_blown_up(run: Run, photos: Path) -> None:
+    Image.new("RGB", (20_000, 1)).save(photos / "strip.png")
+    Image.new("RGB", (2_000, 10)).save(photos / "strip.jpg")
+    strips = [photos / "strip.png", photos / "strip.jpg"]
+    run(classify.main, *strips, "--fallback", "--annotate", "out")
+    for path in Path("out").iterdir():
+        with Image.open(path) as copy:
+            assert copy.width * copy.height < 1_000_000
+
+
+def test_a_link_that_leads_nowhere_is_told_of(run: Run, photos: Path) -> None:
+    (photos / "loop.jpg").symlink_to("loop.jpg")
+    result = run(classify.main, photos, code=1)
+    assert "photos/loop.jpg cannot be opened" in result.stderr
+
+
 def test_a_table_never_takes_the_place_of_a_photo(run: Run, photos: Path) -> None:
     before = (photos / "a.jpg").read_bytes()
     for option in ("--csv", "--json"):
