@@ -15,15 +15,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from stages.classifying import classify, find_networks, look, was_read
 from stages.command import stage_command
 from stages.errors import UserError
 from stages.learning.device import be_deterministic, choose_hardware
 from stages.learning.ensemble import Ensemble, read_networks
+from stages.pages.rendering import template
 from stages.params import Device
-from stages.photos.labels import attribute_names
 
 EXTRAS = ("starlette", "uvicorn")
 
@@ -64,7 +63,9 @@ def main(
     ] = Path("data/train"),
     fold: Annotated[int | None, typer.Option(help="Ask the network of one fold alone")] = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free")] = 8000,
-    max_mb: Annotated[float, typer.Option(min=0, help="A larger upload is refused")] = 25.0,
+    max_mb: Annotated[
+        float, typer.Option(min=0.001, max=1e4, help="A larger upload is refused")
+    ] = 25.0,
     max_pixels: Annotated[
         int, typer.Option(min=1, help="A larger photo is not decoded")
     ] = 50_000_000,
@@ -90,16 +91,9 @@ def main(
             raise RefusedError(f"the photo {seen.problem}")
         return {"width": seen.width, "height": seen.height, "rows": rows}
 
-    environment = Environment(
-        loader=PackageLoader("stages", "pages"), autoescape=True, undefined=StrictUndefined
-    )
     max_bytes = round(max_mb * 1e6)
-    content = {
-        "names": attribute_names(recipe.age_edges),
-        "networks": len(asked),
-        "max_bytes": max_bytes,
-    }
-    app = demo_app(environment.get_template("demo.html"), content, answer, max_bytes)
+    content = {"networks": len(asked), "max_bytes": max_bytes}
+    app = demo_app(template("demo.html"), content, answer, max_bytes)
     host, bound = listening.getsockname()
     print(f"demo: open http://{host}:{bound} in a browser; Ctrl-C ends it", flush=True)
     config = uvicorn.Config(

@@ -278,6 +278,17 @@ def test_two_uploads_at_once_each_get_their_own_answer(server: str, portraits: l
     assert together == alone * 4
 
 
+def test_whoever_goes_away_amid_an_upload_leaves_the_server_at_peace(
+    server: str, portraits: list[Path]
+) -> None:
+    """The fixture `server` fails on anything that it prints."""
+    host, port = server.split(":")
+    with socket.create_connection((host, int(port))) as upload:
+        head = f"POST /classify HTTP/1.1\r\nHost: {server}\r\nContent-Length: 1000\r\n\r\n"
+        upload.sendall(head.encode() + b"\xff\xd8")
+    assert post(server, portraits[0].read_bytes())[0] == 200
+
+
 def test_only_the_page_itself_may_ask(server: str, portraits: list[Path]) -> None:
     body = portraits[0].read_bytes()
     assert post(server, body, Origin="http://evil.example")[0] == 403

@@ -4,15 +4,15 @@ import base64
 import io
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template, select_autoescape
 from PIL import Image
 
 QUALITY = 60
 """Of the WebP images: 500 people's photos stay under 30 MB."""
 
 
-def render(template: str, **content: Any) -> str:
-    """A template of this folder, filled in; in HTML, content is text and never markup."""
+def template(name: str) -> Template:
+    """A template of this folder. In HTML, what it is filled with is text and never markup."""
     environment = Environment(
         loader=PackageLoader("stages", "pages"),
         autoescape=select_autoescape(["html"]),
@@ -20,7 +20,12 @@ def render(template: str, **content: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template(template).render(content)
+    return environment.get_template(name)
+
+
+def render(name: str, **content: Any) -> str:
+    """A template of this folder, filled in."""
+    return template(name).render(content)
 
 
 def image_data(image: Image.Image) -> str:
