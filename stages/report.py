@@ -41,7 +41,7 @@ from stages.revisions import git_state, read_metrics, read_run
 from stages.scoring.calibration import calibration, expected_calibration_error
 from stages.scoring.comparison import judge, leaks, shared_photos, signed
 from stages.scoring.groups import counts_of, f1_of_attributes
-from stages.scoring.metrics import NAMES, SCORES, interval
+from stages.scoring.metrics import NAMES, SCORES, interval, resample_people
 from stages.scoring.out_of_fold import read_fold_metrics
 
 Entry = dict[str, Any]
@@ -76,7 +76,6 @@ def age_errors(
     wrong = table["predicted"].to_numpy() % AGE_GROUPS != [age_group(age, edges) for age in ages]
     nearest = np.abs(ages[:, None] - np.array(edges)).argmin(axis=1)
     distance = ages - np.array(edges)[nearest]
-    rng = np.random.default_rng(seed)
     rows = []
     for place, edge in enumerate(edges):
         for order, (years, (low, high)) in enumerate(YEARS.items()):
@@ -85,12 +84,11 @@ def age_errors(
                 continue
             of_person = pd.DataFrame({"wrong": wrong[here]}).groupby(table["person"][here].array)
             counts = of_person["wrong"].agg(["sum", "size"]).to_numpy(float)
-            people = len(counts)
-            drawn = rng.multinomial(people, np.full(people, 1 / people), size=resamples) @ counts
+            drawn = resample_people(counts, resamples, seed)
             lowest, highest = interval(drawn[:, 0] / drawn[:, 1])
             rows.append(
                 {
-                    "edge": edge, "years": years, "order": order, "people": people,
+                    "edge": edge, "years": years, "order": order, "people": len(counts),
                     "photos": int(here.sum()), "wrong": float(wrong[here].mean()),
                     "low": float(lowest), "high": float(highest),
                 }
@@ -106,10 +104,16 @@ def surest(table: pd.DataFrame, right: bool, count: int) -> pd.DataFrame:
     """
     asked = table[(table["predicted"] == table["label"]) == right]
     ranked = asked.sort_values("sure", ascending=False, kind="stable")
-    if right:
-        # The surest of all are of one common class: one of each class says more.
-        ranked = ranked.drop_duplicates("label")
-    return ranked.drop_duplicates("person").head(count)
+    if not right:
+        return ranked.drop_duplicates("person").head(count)
+    # The surest of all are of one common class: one of each class says more.
+    chosen = ranked.head(0)
+    while len(chosen) < count and len(ranked):
+        best = ranked.head(1)
+        chosen = pd.concat([chosen, best])
+        seen = ranked["person"].isin(best["person"]) | ranked["label"].isin(best["label"])
+        ranked = ranked[~seen]
+    return chosen
 
 
 def describe(row: dict[Hashable, Any], names: Sequence[str]) -> Entry:

@@ -162,6 +162,10 @@ def test_the_surest_photos_are_of_different_people_and_right_ones_of_different_c
     assert surest(table, right=False, count=5).index.to_list() == [0]
     assert surest(table, right=True, count=5).index.to_list() == [3, 5]
     assert surest(table, right=True, count=1).index.to_list() == [3]
+    # The surest of class 6 is of a person who stands for class 0 already: another one does.
+    table = pd.DataFrame({"person": list("aab"), "label": [0, 6, 6], "sure": [0.9, 0.8, 0.7]})
+    chosen = surest(table.assign(predicted=table["label"]), right=True, count=5)
+    assert chosen.index.to_list() == [0, 2]
 
 
 MODELS = ["resnet18", "mobilenet_v2", "mobilenet_v3_large", "efficientnet_b0", "convnext_tiny"]
