@@ -29,6 +29,7 @@ import torch
 import typer
 from numpy.typing import NDArray
 
+from stages.classifying import find_networks
 from stages.command import stage_command
 from stages.errors import UserError
 from stages.faces.detect import LONG_SIDE
@@ -54,9 +55,9 @@ from stages.photos.packed import Pixels, read_packed
 from stages.photos.tables import read_stage_table
 from stages.progress import progress
 from stages.revisions import git_state
-from stages.scoring.comparison import paired_difference
-from stages.scoring.metrics import SCORES, confusion_by_person
-from stages.scoring.out_of_fold import fold_folders, read_out_of_fold
+from stages.scoring.comparison import judge
+from stages.scoring.metrics import SCORES
+from stages.scoring.out_of_fold import read_out_of_fold
 
 PROJECT = "mask-gender-age"
 TOLERANCE = 1e-3
@@ -84,18 +85,14 @@ class Source(NamedTuple):
     recipe: Recipe
 
 
-def read_source(folder: Path, index: Sequence[int], fold: int | None) -> Source:
-    """The networks of all folds in the index, or of one.
+def read_source(folder: Path, fold: int | None) -> Source:
+    """The networks of all folds in a folder, or of one.
 
     Raises:
         UserError: if there is no such fold, or no network yet.
     """
-    if fold is not None and fold not in index:
-        raise UserError(
-            f"--fold: there is no fold {fold}: take one of {', '.join(map(str, index))}"
-        )
-    folds = list(index) if fold is None else [fold]
-    files = [each / "network.safetensors" for each in fold_folders(folder, folds)]
+    files = find_networks(folder, fold)
+    folds = [int(file.parent.name.removeprefix("fold")) for file in files]
     name = "ensemble" if fold is None else f"fold{fold}"
     return Source(name, folds, files, *read_networks(files, CPU))
 
@@ -151,7 +148,7 @@ def describe(source: Source, packages: Sequence[str]) -> dict[str, Any]:
             f"fold{fold}": f"sha256:{sha256(file)}"
             for fold, file in zip(source.folds, source.files, strict=True)
         },
-        "git": git_state(),
+        "exported_at": git_state(),
         "versions": {
             "python": platform.python_version(),
             **{name: metadata.version(name) for name in ("torch", "torchvision", *packages)},
@@ -241,23 +238,16 @@ def compare(
     Args:
         predicted: probabilities in fp32 and in int8, 2 x N x 18.
     """
-    labels, people = held_out["label"].to_numpy(), held_out["person"].to_numpy(dtype=str)
-    before, after = (
-        confusion_by_person(labels, probabilities.argmax(axis=1), people)
-        for probabilities in predicted
-    )
-    figures = {}
-    for name in ("macro_f1", "accuracy"):
-        score = SCORES[name]
-        found = paired_difference(score, before, after, knobs.bootstrap, knobs.seed)
-        figures[name] = {
-            "fp32": float(score(before.sum(axis=0))),
-            "int8": float(score(after.sum(axis=0))),
-            "difference": float(found.value),
-            "low": float(found.low),
-            "high": float(found.high),
-        }
-    return figures
+    before, after = (held_out.assign(predicted=each.argmax(axis=1)) for each in predicted)
+    scores = {name: SCORES[name] for name in ("macro_f1", "accuracy")}
+    labels = held_out["label"].to_numpy()
+    judged = judge(before, after, labels, scores, knobs.bootstrap, knobs.seed).set_index("score")
+    judged = judged.rename(columns={"before": "fp32", "after": "int8"})
+    shown = ("fp32", "int8", "difference", "low", "high")
+    return {
+        str(name): {column: float(row[column]) for column in shown}
+        for name, row in judged.iterrows()
+    }
 
 
 def photos_per_second(contents: Sequence[bytes], crops: Pixels) -> list[float]:
@@ -322,7 +312,7 @@ def main(
     if format != "torch":
         need_onnx_packages()
     params = read_params()
-    source = read_source(networks, params.folds.index, fold)
+    source = read_source(networks, fold)
     recipe = source.recipe
     table, training = read_stage_table(crops / "train.csv"), read_packed(crops / "train.npy")
     evaluation = read_packed(crops / "evaluation.npy")

@@ -96,14 +96,14 @@ def printed(workspace: Path) -> str:
 @pytest.fixture(scope="module")
 def original(workspace: Path) -> Probabilities:
     """What the networks themselves say of all crops."""
-    source = export.read_source(Path("data/train"), [0, 1], None)
+    source = export.read_source(Path("data/train"), None)
     return mean_probabilities(
         source.networks, torch.from_numpy(CROPS), source.recipe, export.CPU, 16
     )
 
 
 def test_the_ensemble_is_the_mean_over_networks_and_mirror_images(original: Probabilities) -> None:
-    networks = export.read_source(Path("data/train"), [0, 1], None).networks
+    networks = export.read_source(Path("data/train"), None).networks
     each = []
     for network in networks:
         for crops in (CROPS, CROPS[:, :, ::-1]):
@@ -193,7 +193,7 @@ def test_both_files_say_what_they_are_and_where_they_come_from() -> None:
     assert told["recipe"]["fallback"] == [0.2, 0.3, 0.5, 0.5]
     assert "1.7 times the box's longer side" in told["crop_rule"]
     assert "batch x 32 x 32 x 3, RGB" in told["input"]
-    assert told["git"] == {"commit": git("rev-parse", "HEAD").strip(), "changed": True}
+    assert told["exported_at"] == {"commit": git("rev-parse", "HEAD").strip(), "changed": True}
     assert list(told["networks"]) == ["fold0", "fold1"]
     assert told["versions"]["torch"] == torch.__version__.split("+")[0]
 
@@ -269,9 +269,9 @@ def test_without_its_packages_an_export_to_onnx_says_how_to_install_them(
     [
         (
             ["--networks", "nowhere"],
-            "nowhere/fold0/network.safetensors is missing or damaged: `dvc",
+            "nowhere holds no trained network (fold0/network.safetensors, ...): `dvc",
         ),
-        (["--fold", "7"], "there is no fold 7: take one of 0, 1"),
+        (["--fold", "7"], "there is no fold 7 in data/train; its folds are 0, 1"),
         (["--crops", "nowhere"], "nowhere/train.csv is missing: `dvc repro` makes it"),
         (["--int8", "--format", "torch"], "--int8 makes an ONNX file"),
     ],
