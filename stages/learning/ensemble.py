@@ -1,5 +1,6 @@
 """The folds' networks together: what one gets wrong, the others may get right."""
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,15 +27,16 @@ def read_networks(paths: Sequence[Path], hardware: Hardware) -> tuple[list[nn.Mo
         UserError: if a file is not there, is damaged, or has another recipe than the first.
     """
     recipe = read_recipe(paths[0])
+    with torch.device("meta"):  # without weights: to draw random ones takes longer than to read
+        empty = build(recipe.model, recipe.crop.size, recipe.heads)
     networks = []
     for path in paths:
         if read_recipe(path) != recipe:
             raise UserError(
                 f"{path} is used in another way than {paths[0]}: `dvc repro` makes both anew"
             )
-        with torch.device("meta"):  # without weights: to draw random ones takes longer than to read
-            network = build(recipe.model, recipe.crop.size, recipe.heads)
-        load_network(network.to_empty(device="cpu"), path)
+        network = copy.deepcopy(empty)
+        load_network(network, path)
         networks.append(network.to(memory_format=torch.channels_last).to(hardware.device).eval())
     return networks, recipe
 

@@ -46,13 +46,13 @@ def read_weights(path: Path) -> State:
 
 
 def load_network(network: nn.Module, path: Path) -> None:
-    """Load the state that another stage wrote into `network`, all of it.
+    """Give `network`, which may be on the meta device, the state that another stage wrote.
 
     Raises:
         UserError: if it is not there, is damaged, or is that of another network.
     """
     try:
-        network.load_state_dict(safetensors.torch.load_file(path))
+        network.load_state_dict(safetensors.torch.load_file(path), assign=True)
     except (FileNotFoundError, SafetensorError):
         raise UserError(f"{path} is missing or damaged: `dvc repro` makes it anew") from None
     except RuntimeError:
