@@ -17,6 +17,7 @@ import pandas as pd
 import typer
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from stages.command import stage_command
@@ -137,7 +138,8 @@ def rank(runs: Sequence[Run], knobs: AggregateParams) -> tuple[pd.DataFrame, flo
 def pair_table(before: Run, after: Run, rows: pd.DataFrame) -> Table:
     """`compare`'s rows for one set of labels, as they are printed."""
     shown = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False, title_justify="left")
-    shown.title = f"\n{before.name} (before) and {after.name} (after): {counted(rows)}"
+    names = f"{before.name} (before) and {after.name} (after)"
+    shown.title = f"\n{escape(names)}: {counted(rows)}"
     if (rows["labels"] != BOTH).any():
         shown.title += f"\njudged by the labels {rows['labels'].iloc[0]}"
     shown.add_column("")
@@ -171,7 +173,10 @@ def rank_table(table: pd.DataFrame) -> Table:
         minus = signed(row["difference"], row["difference_low"], row["difference_high"])
         first = row["verdict"] == FIRST
         shown.add_row(
-            row["run"], score, "" if first else minus.replace(" ", "\n", 1), styled(row["verdict"])
+            escape(row["run"]),
+            score,
+            "" if first else minus.replace(" ", "\n", 1),
+            styled(row["verdict"]),
         )
     return shown
 
@@ -192,7 +197,7 @@ def print_pair(before: Run, after: Run, knobs: AggregateParams) -> pd.DataFrame:
     if before.classes != after.classes:
         before, after = without_age(before), without_age(after)
     for line in remarks(before, after):
-        console.print(f"note: {line}")
+        console.print(f"note: {line}", markup=False)
     table = compare(before, after, knobs)
     for _, rows in table.groupby("labels", sort=False):
         console.print(pair_table(before, after, rows))
@@ -215,7 +220,7 @@ def print_ranking(runs: Sequence[Run], knobs: AggregateParams) -> pd.DataFrame:
         if run.classes != first.classes:
             raise UserError(f"{run.name} has other age groups than {first.name}: compare these two")
     for line in dict.fromkeys(line for run in others for line in remarks(first, run)):
-        console.print(f"note: {line}")
+        console.print(f"note: {line}", markup=False)
     table, lead = rank(runs, knobs)
     console.print(rank_table(table))
     console.print(

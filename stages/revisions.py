@@ -41,7 +41,7 @@ def read_run(revision: str) -> Run:
                 "DVC still has (`dvc fetch --all-commits` gets those of a remote)"
             )
         raise UserError(f"{revision} has no {path}: {how}") from None
-    except DvcException as error:
+    except (DvcException, AttributeError) as error:  # the latter for a tree or a file of Git
         why = " ".join(str(error).split())
         raise UserError(
             f"revision {revision!r} cannot be read ({why}): name a commit, branch, tag, "

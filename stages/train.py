@@ -74,6 +74,19 @@ def hold_photos(crops: Path, labels: "pd.Series[int]", hardware: Hardware) -> Ph
     )
 
 
+def photos_of(table: pd.DataFrame, fold: int) -> "pd.Series[bool]":
+    """Which photos of the table of folds are held out.
+
+    Raises:
+        UserError: if there is no such fold.
+    """
+    held_out = table["fold"] == fold
+    if not held_out.any():
+        there = ", ".join(map(str, sorted(table["fold"].unique())))
+        raise UserError(f"there is no fold {fold}: those of folds.index are {there}")
+    return held_out
+
+
 def labels_to_learn(table: pd.DataFrame, old_from: int, edges: Sequence[int]) -> "pd.Series[int]":
     """Labels for training, in which people of the middle group are old from `old_from` on.
 
@@ -156,7 +169,7 @@ def main(
 
     table = read_stage_table(folds)
     photos = hold_photos(crop / "train.npy", table["label"], hardware)
-    held_out = table["fold"] == fold
+    held_out = photos_of(table, fold)
     training, validation = (
         torch.from_numpy(rows.to_numpy().nonzero()[0]).to(hardware.device)
         for rows in (~held_out, held_out)

@@ -27,6 +27,12 @@ def test_the_shipped_file_is_valid(change: Change) -> None:
     assert params.train.freeze == "none"
 
 
+def test_a_folder_in_its_place_is_one_line(change: Change) -> None:
+    Path("params.yaml").unlink()
+    Path("params.yaml").mkdir()
+    assert error_of() == "params.yaml cannot be read: Is a directory"
+
+
 def test_yaml_1_2_reads_an_exponent_as_a_number(change: Change) -> None:
     text = Path("params.yaml").read_text().replace("head_lr: 0.002", "head_lr: 2e-3")
     Path("params.yaml").write_text(text)

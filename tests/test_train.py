@@ -5,9 +5,16 @@ import pytest
 import torch
 
 from stages.errors import UserError
-from stages.train import check_classes, labels_to_learn, targets_to_learn
+from stages.train import check_classes, labels_to_learn, photos_of, targets_to_learn
 
 PEOPLE = pd.DataFrame({"age": [29, 30, 57, 58, 59, 60, 58], "label": [0, 1, 1, 1, 1, 2, 16]})
+
+
+def test_a_fold_that_is_not_there_is_named_with_those_that_are() -> None:
+    table = pd.DataFrame({"fold": [1, 0, 1, 2]})
+    assert photos_of(table, 1).to_list() == [True, False, True, False]
+    with pytest.raises(UserError, match="there is no fold 7: those of folds.index are 0, 1, 2"):
+        photos_of(table, 7)
 
 
 @pytest.mark.parametrize(

@@ -120,6 +120,14 @@ def test_tensors_of_another_shape_are_named(weigh: Run) -> None:
     assert "of another shape features.0.0.weight" in output
 
 
+def test_tensors_that_are_not_finite_are_named(weigh: Run) -> None:
+    state = pretrained().state_dict()
+    state["features.0.0.weight"][0, 0, 0, 0] = torch.nan
+    safetensors.torch.save_file(state, "data/pretrained/nan.safetensors")
+    output = weigh("data/pretrained/nan.safetensors", code=1).output
+    assert "is damaged: there are numbers that are not finite in features.0.0.weight;" in output
+
+
 def test_files_that_are_no_weights_are_one_line(weigh: Run) -> None:
     Path("data/pretrained/a.safetensors").write_bytes(b"no tensors")
     Path("data/pretrained/b.pth").write_bytes(b"no pickle")

@@ -255,7 +255,7 @@ def fit_state(network: nn.Module, state: Mapping[str, Tensor], source: str) -> S
 
     Raises:
         UserError: naming tensors that the file lacks, has beside the network's, or of another
-            shape.
+            shape, or that are not finite.
     """
     own = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     if isinstance(network, VisionTransformer) and POSITIONS in state:
@@ -282,6 +282,12 @@ def fit_state(network: nn.Module, state: Mapping[str, Tensor], source: str) -> S
     for name in own:
         if name in state and own[name].shape == state[name].shape:
             own[name] = state[name].to(own[name].dtype).clone()
+    broken = {name for name, tensor in own.items() if not tensor.isfinite().all()}
+    if broken:
+        raise UserError(
+            f"{source} is damaged: there are numbers that are not finite in {_few(broken)}; take "
+            "another file"
+        )
     return own
 
 
