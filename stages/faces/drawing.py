@@ -175,8 +175,7 @@ def draw_portrait(
         _glasses(brush)
     if circumstances.mask != "not_worn":
         _mask(brush, circumstances)
-    small = image.resize((WIDTH, HEIGHT), Image.Resampling.BOX)
-    small = small.filter(ImageFilter.GaussianBlur(0.6))
+    small = image.reduce(SUPERSAMPLING).filter(ImageFilter.SMOOTH)
     return _light(small, circumstances, rng)
 
 
@@ -384,7 +383,7 @@ def _light(
     image: Image.Image, circumstances: Circumstances, rng: np.random.Generator
 ) -> Image.Image:
     """Light from a side, a rounded head, and the noise of a camera."""
-    y, x = np.mgrid[0:HEIGHT, 0:WIDTH].astype(np.float32)
+    x, y = np.arange(WIDTH, dtype=np.float32), np.arange(HEIGHT, dtype=np.float32)[:, None]
     dx = (x - circumstances.centre[0]) / circumstances.scale
     dy = (y - circumstances.centre[1]) / circumstances.scale
     distance = np.sqrt(dx**2 + (dy / 1.35) ** 2)
@@ -394,7 +393,7 @@ def _light(
         - 0.1 * np.exp(-(((distance - 0.98) / 0.12) ** 2))
     )
     shade = circumstances.light * rounded * (1 + circumstances.light_from * np.clip(dx, -1.5, 1.5))
-    noise = rng.normal(0, 5, (HEIGHT, WIDTH, 1)).astype(np.float32)
+    noise = 5 * rng.standard_normal((HEIGHT, WIDTH, 1), dtype=np.float32)
     lit = np.asarray(image, dtype=np.float32) * shade[:, :, None] + noise
     return Image.fromarray(np.clip(lit, 0, 255).astype(np.uint8))
 
