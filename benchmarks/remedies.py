@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.runs import seconds_of, train_folds
+from benchmarks.runs import confusion, seconds_of, train_folds
 from stages.params import read_params
 from stages.photos.tables import PROBABILITIES
 from stages.scoring.comparison import paired_difference, signed
@@ -66,10 +66,7 @@ def score(folder: Path, index: Sequence[int]) -> tuple[Counts, Counts]:
     probabilities, labels = table[PROBABILITIES].to_numpy(), table["label"].to_numpy()
     people = table["person"].to_numpy(str)
     tuned = nested(probabilities, labels, table["fold"].to_numpy())
-    return (
-        confusion_by_person(labels, probabilities.argmax(axis=1), people),
-        confusion_by_person(labels, tuned, people),
-    )
+    return confusion(table), confusion_by_person(labels, tuned, people)
 
 
 def main(

@@ -11,7 +11,8 @@ label is wrong. Kinds:
 - `gender`, `age`: all photos of a person together speak against the label
 - `age_edge`: as `age`, but the age is so near to the suggested group that nobody can be sure; last
 - `swap`: two photos in a person's folder look like each other's label; one finding, one repair
-- `mask`: one photo's mask state is doubtful
+- `mask`: one photo's mask state is doubtful; to be left out, since with another label there would
+  be two photos of one kind
 - `duplicate`: a photo is there twice: in `given` the other one; more than one photo with ; between
 
 What was rejected in corrections.csv is not shown again, unless the evidence has changed.
