@@ -23,7 +23,7 @@ from stages.photos.labels import CLASSES, class_names
 from stages.photos.tables import PROBABILITIES, read_text_table
 from stages.scoring.metrics import (
     SCORES,
-    Counts,
+    confusion,
     confusion_by_person,
     f1_per_class,
     interval,
@@ -69,7 +69,7 @@ def score_folds(table: pd.DataFrame) -> dict[str, float]:
     scores = pd.DataFrame(
         [
             {
-                name: float(SCORES[name](_confusion(fold["label"], fold["predicted"])))
+                name: float(SCORES[name](confusion(fold["label"], fold["predicted"])))
                 for name in ("macro_f1", "accuracy")
             }
             for _, fold in table.groupby("fold")
@@ -98,7 +98,7 @@ def score_tuned(table: pd.DataFrame) -> dict[str, float]:
     labels = table["label"].to_numpy()
     probabilities = table[PROBABILITIES].to_numpy()
     predicted = nested(probabilities, labels, table["fold"].to_numpy())
-    counts = _confusion(table["label"], pd.Series(predicted))
+    counts = confusion(table["label"], pd.Series(predicted))
     scores = {name: float(SCORES[name](counts)) for name in ("macro_f1", "accuracy")}
     return {"tau": choose_tau(probabilities, labels), **scores}
 
@@ -125,21 +125,15 @@ def score_evaluation(submission: Path, answers: Path) -> dict[str, float]:
             raise UserError(f"{answers}, row {row}: its photo has a row above: keep one")
     if len(given) < len(predicted):
         print(f"aggregate: {answers} has answers for {len(given)} of {len(predicted)} photos")
-    counts = _confusion(given["ans"].astype(int), predicted.loc[given["ImageID"]])
+    counts = confusion(given["ans"].astype(int), predicted.loc[given["ImageID"]])
     return {name: float(score(counts)) for name, score in SCORES.items()}
-
-
-def _confusion(labels: "pd.Series[int]", predicted: "pd.Series[int]") -> Counts:
-    counts = np.zeros((CLASSES, CLASSES))
-    np.add.at(counts, (labels.to_numpy(), predicted.to_numpy()), 1)
-    return counts
 
 
 def confusion_table(
     labels: "pd.Series[int]", predicted: "pd.Series[int]", names: Sequence[str]
 ) -> pd.DataFrame:
     """Each class against each (324 rows): actual, predicted, photos, share of the actual class."""
-    counts = _confusion(labels, predicted)
+    counts = confusion(labels, predicted)
     actual, guessed = (place.ravel() for place in np.indices(counts.shape))
     return pd.DataFrame(
         {

@@ -25,7 +25,6 @@ import numpy as np
 import pandas as pd
 import torch
 import typer
-from scipy.stats import norm
 from torch import Tensor
 
 from stages.command import stage_command
@@ -119,7 +118,8 @@ def targets_to_learn(
     shares = np.eye(AGE_GROUPS)[groups]
     if softness:
         # The edge is between two ages in years: who is 59 is below 59.5, who is 60 above it.
-        below = norm.cdf(np.subtract(edges, 0.5), ages.to_numpy()[:, None], softness)
+        years = torch.from_numpy(np.subtract(edges, 0.5) - ages.to_numpy()[:, None])
+        below = torch.special.ndtr(years / softness).numpy()
         shares = np.diff(below, prepend=0, append=1)
     of_face = np.eye(CLASSES // AGE_GROUPS)[faces]
     targets = (of_face[:, :, None] * shares[:, None, :]).reshape(-1, CLASSES)

@@ -129,7 +129,7 @@ LAYERS = {
     "photos": {"errors", "files"},
     "progress": set[str](),
     "faces": {"errors", "params", "photos"},
-    "learning": {"errors", "files", "params", "photos", "progress"},
+    "learning": {"errors", "files", "params", "photos", "progress", "scoring"},
     "pages": {"photos"},
     "scoring": {"errors", "photos"},
     "revisions": {"errors", "photos", "scoring"},

@@ -9,9 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
-from sklearn.metrics import f1_score
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import get_total_norm
@@ -31,8 +29,8 @@ from stages.learning.network import (
     trained_names,
 )
 from stages.params import TrainParams
-from stages.photos.labels import CLASSES
 from stages.progress import progress
+from stages.scoring.metrics import accuracy, confusion, macro_f1
 
 
 @dataclass(frozen=True)
@@ -300,15 +298,11 @@ def evaluate(inputs: Inputs, photos: Tensor) -> dict[str, float]:
     """Loss (cross entropy, no smoothing), macro F1 and accuracy, without augmentation."""
     log_probabilities = inputs.predict(photos)
     labels = inputs.photos.labels[photos].cpu()
-    predicted = log_probabilities.argmax(dim=1)
+    counts = confusion(labels, log_probabilities.argmax(dim=1))
     return {
         "loss": functional.nll_loss(log_probabilities, labels).item(),
-        "macro_f1": float(
-            f1_score(
-                labels, predicted, labels=range(CLASSES), average="macro", zero_division=np.nan
-            )
-        ),
-        "accuracy": (predicted == labels).float().mean().item(),
+        "macro_f1": float(macro_f1(counts)),
+        "accuracy": float(accuracy(counts)),
     }
 
 

@@ -3,13 +3,20 @@
 from collections.abc import Callable
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from stages.photos.labels import AGE_GROUPS, CLASSES, GENDERS, MASKS, Labels
 
 Counts = NDArray[np.float64]
 """Confusion counts, ... x C x C: actual class, predicted class."""
 Figures = NDArray[np.float64]
+
+
+def confusion(labels: ArrayLike, predicted: ArrayLike) -> Counts:
+    """Confusion counts of all photos together: 18 x 18."""
+    counts = np.zeros((CLASSES, CLASSES))
+    np.add.at(counts, (np.asarray(labels), np.asarray(predicted)), 1)
+    return counts
 
 
 def confusion_by_person(labels: Labels, predicted: Labels, people: NDArray[np.str_]) -> Counts:
