@@ -50,7 +50,7 @@ def write_networks(folder: Path, size: int) -> None:
         heads="split",
         flip_at_test=True,
         age_edges=[30, 60],
-        crop=read_params().crop.model_copy(update={"size": size}),
+        crop=read_params().crop.model_copy(update={"side": size}),
         fallback=None,
     )
     for fold in range(5):
@@ -81,7 +81,7 @@ def reference(paths: Sequence[Path], networks: Path) -> None:
     """Ask the networks for one photo after another, and print a line for each."""
     be_deterministic()
     hardware = choose_hardware("auto", "auto", "device")
-    asked, recipe = read_networks(find_networks(networks, None), hardware)
+    asked, recipe = read_networks(list(find_networks(networks, None).values()), hardware)
     ensemble = Ensemble(asked, recipe.flip_at_test)
     print("header", flush=True)
     for path in paths:
@@ -96,7 +96,7 @@ def split_of_time(paths: Sequence[Path], networks: Path) -> dict[str, float]:
     """Milliseconds of CPU a photo takes in each step, in one thread."""
     one_thread()
     hardware = choose_hardware("auto", "auto", "device")
-    asked, recipe = read_networks(find_networks(networks, None), hardware)
+    asked, recipe = read_networks(list(find_networks(networks, None).values()), hardware)
     ensemble = Ensemble(asked, recipe.flip_at_test)
     spent = dict.fromkeys(("decode", "detect", "cut", "networks"), 0.0)
 

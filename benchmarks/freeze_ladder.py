@@ -175,7 +175,7 @@ def main(
 ) -> None:
     """Run the pipeline with each freeze point of the network and compare."""
     params = read_params()
-    everything = ["none", *parts(build(params.weights.model, params.crop.size))]
+    everything = ["none", *parts(build(params.weights.model, params.crop.side))]
     names = queue(points.split(",") if points else everything)
     wait_for(names, jobs)
     table = results(names)

@@ -52,7 +52,7 @@ def train(
     photos = pd.read_csv(table)
     crops = table.with_name(f"{table.stem}{side}.npy")
     if not crops.exists():
-        middle = partial(crop, params=params.crop.model_copy(update={"size": side}))
+        middle = partial(crop, params=params.crop.model_copy(update={"side": side}))
         with ProcessPoolExecutor() as pool:
             write_packed(crops, pool.map(middle, photos["path"], chunksize=16), len(photos), side)
     be_deterministic()

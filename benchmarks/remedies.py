@@ -16,14 +16,14 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.runs import confusion, seconds_of, train_folds
+from benchmarks.runs import counts_by_person, seconds_of, train_folds
 from stages.params import read_params
 from stages.photos.tables import PROBABILITIES
 from stages.scoring.comparison import paired_difference, signed
+from stages.scoring.groups import counts_of
 from stages.scoring.metrics import (
     Counts,
     accuracy,
-    confusion_by_person,
     interval,
     macro_f1,
     resample_people,
@@ -64,9 +64,8 @@ def score(folder: Path, index: Sequence[int]) -> tuple[Counts, Counts]:
     """Confusion counts by person of the out-of-fold predictions: as they are, and with tau."""
     table = read_out_of_fold(folder, index)
     probabilities, labels = table[PROBABILITIES].to_numpy(), table["label"].to_numpy()
-    people = table["person"].to_numpy(str)
     tuned = nested(probabilities, labels, table["fold"].to_numpy())
-    return confusion(table), confusion_by_person(labels, tuned, people)
+    return counts_by_person(table), counts_of(table.assign(predicted=tuned))
 
 
 def main(

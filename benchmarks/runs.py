@@ -16,7 +16,8 @@ import pandas as pd
 from ruamel.yaml import YAML
 
 from stages.photos.tables import PROBABILITIES
-from stages.scoring.metrics import Counts, confusion_by_person
+from stages.scoring.groups import counts_of
+from stages.scoring.metrics import Counts
 
 ROOT = Path(__file__).parents[1]
 
@@ -87,7 +88,6 @@ def seconds_of(out: Path, held_out: Sequence[int]) -> float:
     return sum(float((out / f"fold{fold}/seconds").read_text()) for fold in held_out)
 
 
-def confusion(table: pd.DataFrame) -> Counts:
+def counts_by_person(table: pd.DataFrame) -> Counts:
     """Confusion counts by person of out-of-fold predictions: person, label, p0 to p17."""
-    predicted = table[PROBABILITIES].to_numpy().argmax(axis=1)
-    return confusion_by_person(table["label"].to_numpy(), predicted, table["person"].to_numpy(str))
+    return counts_of(table.assign(predicted=table[PROBABILITIES].to_numpy().argmax(axis=1)))

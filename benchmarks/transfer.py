@@ -18,7 +18,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.runs import Changes, confusion, seconds_of, train_folds
+from benchmarks.runs import Changes, counts_by_person, seconds_of, train_folds
 from stages.files import write_table
 from stages.params import read_params
 from stages.photos.labels import AGE_GROUPS, GENDERS
@@ -108,7 +108,7 @@ def main(
             subset = out / f"people{people}_fold{fold}"
             write_subset(everybody, fold, people, params.folds.seed, subset)
             train_folds(changes, subset, subset / "folds.csv", [fold], folder, jobs=1)
-        counts = confusion(read_out_of_fold(folder, folds))
+        counts = counts_by_person(read_out_of_fold(folder, folds))
         low, high = interval(macro_f1(resample_people(counts, knobs.bootstrap, knobs.seed)))
         shown.add_row(
             source,

@@ -21,10 +21,10 @@ from stages.files import write_json, write_table
 from stages.params import AggregateParams, read_params
 from stages.photos.labels import CLASSES, class_names
 from stages.photos.tables import PROBABILITIES, read_text_table
+from stages.scoring.groups import counts_of
 from stages.scoring.metrics import (
     SCORES,
     confusion,
-    confusion_by_person,
     f1_per_class,
     interval,
     resample_people,
@@ -41,9 +41,7 @@ def score_out_of_fold(
     Args:
         table: person, label, predicted.
     """
-    by_person = confusion_by_person(
-        table["label"].to_numpy(), table["predicted"].to_numpy(), table["person"].to_numpy(str)
-    )
+    by_person = counts_of(table)
     counts = by_person.sum(axis=0)
     resampled = resample_people(by_person, params.bootstrap, params.seed)
     scores: dict[str, Any] = {name: float(score(counts)) for name, score in SCORES.items()}

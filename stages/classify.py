@@ -60,6 +60,8 @@ from stages.photos.opening import SUFFIXES, open_photo
 
 AHEAD = 2 * MOST_AT_ONCE
 """Photos that are open, or about to be, while the networks work on earlier ones."""
+JPEG_SIDE = 65_500
+"""The most pixels that a side of a JPEG may have."""
 
 Write = Callable[[Path, Sequence[Row]], None]
 """Takes a photo and its rows."""
@@ -269,10 +271,12 @@ def annotate(path: Path, rows: Sequence[Row], out: Path, max_pixels: int) -> Non
         ]
     with write_whole(out, wait_for_disk=False) as file:
         form = "PNG" if out.suffix.lower() == ".png" else "JPEG"
-        mark(photo, boxes, captions).save(file, form, quality=90)
+        marked = mark(photo, boxes, captions)
+        marked.thumbnail((JPEG_SIDE, JPEG_SIDE))  # what JPEG cannot hold shrinks; no other does
+        marked.save(file, form, quality=90)
 
 
-def check_new(folder: Path) -> None:
+def check_empty(folder: Path) -> None:
     """Copies are written to a folder in which there is nothing that could be an original.
 
     Raises:
@@ -332,18 +336,18 @@ def main(
     """
     if csv_file == json_file == "-":
         raise UserError("--csv - and --json -: only one of them can be printed")
-    if csv_file and json_file and Path(csv_file).resolve() == Path(json_file).resolve():
-        raise UserError("--csv and --json name the same file: name two")
-    files = find_networks(networks, fold)
+    named = [Path(each).resolve() for each in (csv_file, json_file, annotate_in) if each]
+    if len(set(named)) < len(named):
+        raise UserError("--csv, --json and --annotate: two of them have the same name")
+    if annotate_in is not None:
+        check_empty(annotate_in)
+    files = list(find_networks(networks, fold).values())
     recipe = read_recipe(files[0])
     names = list_photos(photos)
     load_detector(recipe.crop.detector, recipe.crop.yunet_model)  # an unusable one ends here
     printed = "-" in (csv_file, json_file)
     see = partial(see_file, recipe=recipe, fallback=fallback, max_pixels=max_pixels)
     faces = without = unreadable = 0
-
-    if annotate_in is not None:
-        check_new(annotate_in)
 
     with ended_processes_told(), ExitStack() as stack:
         writers = [] if printed else [stack.enter_context(table_to(Console()))]

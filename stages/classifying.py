@@ -71,11 +71,11 @@ class Seen(NamedTuple):
     problem: str
 
 
-def find_networks(folder: Path, fold: int | None) -> list[Path]:
-    """The files of all folds' networks, or of the one of `fold`.
+def find_networks(folder: Path, fold: int | None) -> dict[int, Path]:
+    """The file of each fold's network, or of that of `fold` alone.
 
     Raises:
-        UserError: if there is none.
+        UserError: if there is none, or one between the others is missing.
     """
     found = {
         int(path.parent.name.removeprefix("fold")): path
@@ -87,10 +87,16 @@ def find_networks(folder: Path, fold: int | None) -> list[Path]:
             f"{folder} holds no trained network (fold0/network.safetensors, ...): `dvc repro` "
             "trains them, `dvc pull` gets them, --networks names another folder"
         )
+    missing = set(range(max(found))) - set(found)
+    if fold is None and missing:
+        raise UserError(
+            f"{folder} lacks the network of fold {min(missing)}: `dvc checkout` brings back that of "
+            "the last run, `dvc repro` trains it anew, and --fold asks one of the others"
+        )
     if fold is not None and fold not in found:
         folds = ", ".join(map(str, sorted(found)))
         raise UserError(f"--fold: there is no fold {fold} in {folder}; its folds are {folds}")
-    return [found[each] for each in sorted(found) if fold in (None, each)]
+    return {each: found[each] for each in sorted(found) if fold in (None, each)}
 
 
 def look(

@@ -71,7 +71,7 @@ def crop_set(
         axis=1,
     )
     crops = cut_all(name, photos["path"].to_list(), boxes, params)
-    write_packed(out / f"{name}.npy", crops, len(photos), params.size)
+    write_packed(out / f"{name}.npy", crops, len(photos), params.side)
     write_table(out / f"{name}.csv", table, float_format="%.5f")
     return table
 

@@ -81,7 +81,7 @@ def main(
     listening = listen(port)
     be_deterministic()
     hardware = choose_hardware(device, precision, "--device")
-    asked, recipe = read_networks(find_networks(networks, fold), hardware)
+    asked, recipe = read_networks(list(find_networks(networks, fold).values()), hardware)
     ensemble = Ensemble(asked, recipe.flip_at_test)
 
     def answer(photo: BytesIO, fallback: bool) -> dict[str, Any]:

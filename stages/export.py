@@ -55,7 +55,7 @@ from stages.photos.packed import Pixels, read_packed
 from stages.photos.tables import read_stage_table
 from stages.progress import progress
 from stages.revisions import git_state
-from stages.scoring.comparison import judge
+from stages.scoring.comparison import judge, signed
 from stages.scoring.metrics import SCORES
 from stages.scoring.out_of_fold import read_out_of_fold
 
@@ -76,11 +76,10 @@ NO_ROWS: Rows = np.empty(0, dtype=np.int64)
 
 
 class Source(NamedTuple):
-    """Networks to export: what they are called, their folds, files, and how they are used."""
+    """Networks to export: what they are called, the file of each fold, and how they are used."""
 
     name: str
-    folds: list[int]
-    files: list[Path]
+    files: dict[int, Path]
     networks: list[torch.nn.Module]
     recipe: Recipe
 
@@ -92,9 +91,8 @@ def read_source(folder: Path, fold: int | None) -> Source:
         UserError: if there is no such fold, or no network yet.
     """
     files = find_networks(folder, fold)
-    folds = [int(file.parent.name.removeprefix("fold")) for file in files]
     name = "ensemble" if fold is None else f"fold{fold}"
-    return Source(name, folds, files, *read_networks(files, CPU))
+    return Source(name, files, *read_networks(list(files.values()), CPU))
 
 
 def some(crops: Pixels, count: int, but_not: Rows = NO_ROWS) -> Pixels:
@@ -108,7 +106,7 @@ def crop_rule(recipe: Recipe) -> str:
     """In words, how a crop is cut from a photo."""
     crop = recipe.crop
     scale = (
-        f"Scale it to {crop.size} x {crop.size} pixels, bilinear with antialiasing"
+        f"Scale it to {crop.side} x {crop.side} pixels, bilinear with antialiasing"
         f"{', and make it grey' if crop.greyscale else ''}."
     )
     if crop.detector == "none":
@@ -131,7 +129,7 @@ def crop_rule(recipe: Recipe) -> str:
 def describe(source: Source, packages: Sequence[str]) -> dict[str, Any]:
     """What a user of the file has to know, and where it comes from."""
     recipe = source.recipe
-    size = recipe.crop.size
+    size = recipe.crop.side
     means = ["a crop and its mirror image"] if recipe.flip_at_test else []
     means += [f"{len(source.networks)} networks"] if len(source.networks) > 1 else []
     return {
@@ -145,10 +143,9 @@ def describe(source: Source, packages: Sequence[str]) -> dict[str, Any]:
         "crop_rule": crop_rule(recipe),
         "recipe": recipe.model_dump(mode="json"),
         "networks": {
-            f"fold{fold}": f"sha256:{sha256(file)}"
-            for fold, file in zip(source.folds, source.files, strict=True)
+            f"fold{fold}": f"sha256:{sha256(file)}" for fold, file in source.files.items()
         },
-        "exported_at": git_state(),
+        "exported_from": git_state(),
         "versions": {
             "python": platform.python_version(),
             **{name: metadata.version(name) for name in ("torch", "torchvision", *packages)},
@@ -220,11 +217,11 @@ def predict_folds(
         rows: where in `crops` the photos of `held_out` are.
     """
     predicted = np.empty((2, len(rows), CLASSES), dtype=np.float32)
-    folds = list(zip(source.folds, source.networks, strict=True))
+    folds = list(zip(source.files, source.networks, strict=True))
     for fold, network in progress(folds, len(folds), "int8: networks scored"):
         own = (held_out["fold"] == fold).to_numpy()
         ensemble = Ensemble([network], source.recipe.flip_at_test)
-        fp32 = to_onnx(trace(ensemble, source.recipe.crop.size))
+        fp32 = to_onnx(trace(ensemble, source.recipe.crop.side))
         int8 = quantise(fp32, some(crops, CALIBRATED, but_not=rows[own]))
         predicted[:, own] = predict_both((fp32, int8), crops[rows[own]])
     return predicted
@@ -232,8 +229,10 @@ def predict_folds(
 
 def compare(
     held_out: pd.DataFrame, predicted: NDArray[np.float32], knobs: AggregateParams
-) -> dict[str, dict[str, float]]:
+) -> dict[str, dict[str, Any]]:
     """Scores in fp32 and int8; the difference, int8 minus fp32, with its 95% interval by person.
+
+    And the word for it: better, worse, no difference shown.
 
     Args:
         predicted: probabilities in fp32 and in int8, 2 x N x 18.
@@ -243,11 +242,9 @@ def compare(
     labels = held_out["label"].to_numpy()
     judged = judge(before, after, labels, scores, knobs.bootstrap, knobs.seed).set_index("score")
     judged = judged.rename(columns={"before": "fp32", "after": "int8"})
-    shown = ("fp32", "int8", "difference", "low", "high")
-    return {
-        str(name): {column: float(row[column]) for column in shown}
-        for name, row in judged.iterrows()
-    }
+    shown = ["fp32", "int8", "difference", "low", "high", "verdict"]
+    rows = judged[shown].itertuples()
+    return {name: dict(zip(shown, figures, strict=True)) for name, *figures in rows}
 
 
 def photos_per_second(contents: Sequence[bytes], crops: Pixels) -> list[float]:
@@ -265,7 +262,7 @@ def photos_per_second(contents: Sequence[bytes], crops: Pixels) -> list[float]:
 
 def tell_int8(path: Path, figures: dict[str, Any]) -> None:
     """Print what int8 gains and costs."""
-    speed, size, f1 = figures["photos_per_second"], figures["megabytes"], figures["macro_f1"]
+    speed, size = figures["photos_per_second"], figures["megabytes"]
     print(
         f"export: {path}: {size['int8']:.1f} MB (fp32 {size['fp32']:.1f}), "
         f"{speed['int8']:.0f} photos/s (fp32 {speed['fp32']:.0f}), {figures['measured']}"
@@ -274,12 +271,10 @@ def tell_int8(path: Path, figures: dict[str, Any]) -> None:
         score = figures[name]
         print(
             f"export: int8 out of fold, {label}: {score['int8']:.3f} (fp32 {score['fp32']:.3f}), "
-            f"difference {score['difference']:+.3f} ({score['low']:+.3f} to {score['high']:+.3f})"
+            f"{signed(score['difference'], score['low'], score['high'])}: {score['verdict']}"
         )
     if speed["int8"] < speed["fp32"]:
         print("export: int8 is slower than fp32 on this CPU")
-    if f1["high"] < 0:
-        print("export: int8 scores worse than fp32, by more than chance")
 
 
 @stage_command
@@ -317,17 +312,17 @@ def main(
     table, training = read_stage_table(crops / "train.csv"), read_packed(crops / "train.npy")
     evaluation = read_packed(crops / "evaluation.npy")
     real = some(evaluation if len(evaluation) else training, CHECKED)
-    if real.shape[1] != recipe.crop.size:
+    if real.shape[1] != recipe.crop.side:
         raise UserError(
             f"{crops} has crops of {real.shape[1]} pixels, and the networks want "
-            f"{recipe.crop.size}: `dvc repro` makes both anew"
+            f"{recipe.crop.side}: `dvc repro` makes both anew"
         )
     original = mean_probabilities(
         source.networks, torch.from_numpy(real), recipe, CPU, params.predict.batch_size
     )
     described = describe(source, ONNX_PACKAGES if format != "torch" else ())
     print(f"export: networks of {networks}: {', '.join(described['networks'])} ({recipe.model})")
-    program = trace(Ensemble(source.networks, recipe.flip_at_test), recipe.crop.size)
+    program = trace(Ensemble(source.networks, recipe.flip_at_test), recipe.crop.side)
 
     if format != "onnx":
         content = to_torch(program, described)
@@ -340,7 +335,12 @@ def main(
     if not int8:
         return
 
-    held_out = read_out_of_fold(networks, source.folds)
+    held_out = read_out_of_fold(networks, list(source.files))
+    if set(held_out["fold"]) != set(source.files):
+        raise UserError(
+            f"--int8: the folders in {networks} are not named after the folds of their photos, so "
+            "that it cannot be scored: `dvc repro` makes them anew"
+        )
     rows = rows_of(held_out, table)
     if fold is None:
         small = quantise(fp32, some(training, CALIBRATED))

@@ -3,6 +3,7 @@
 A sealed file begins with the SHA-256 of what follows, so that a damaged one is known.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -29,8 +30,11 @@ def write_whole(path: Path, wait_for_disk: bool = True) -> Iterator[BufferedRand
     overwrites.
 
     Raises:
-        OSError: if the disk is full or the folder cannot be written; `path` is as it was.
+        OSError: if the disk is full, the folder cannot be written, or `path` is a folder itself;
+            `path` is as it was.
     """
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     try:

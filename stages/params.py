@@ -97,7 +97,7 @@ class CropParams(Section):
     yunet_model: str
     min_confidence: Share
     margin: Annotated[float, Field(gt=0, allow_inf_nan=False)]
-    size: Annotated[int, Field(ge=16, le=1024)]
+    side: Annotated[int, Field(ge=16, le=1024)]  # `size` is a name that DVC's run cache overlooks
     greyscale: bool
 
 

@@ -99,21 +99,21 @@ def age_errors(
 def surest(table: pd.DataFrame, right: bool, count: int) -> pd.DataFrame:
     """The photos of which the networks are surest, rightly or wrongly: at most one a person.
 
+    Of the right ones at most one a class, too: the surest of all are of one common class.
+
     Args:
         table: person, label, predicted, sure (probability of the predicted class).
+        count: of photos, at most.
     """
     asked = table[(table["predicted"] == table["label"]) == right]
     ranked = asked.sort_values("sure", ascending=False, kind="stable")
     if not right:
         return ranked.drop_duplicates("person").head(count)
-    # The surest of all are of one common class: one of each class says more.
-    chosen = ranked.head(0)
-    while len(chosen) < count and len(ranked):
-        best = ranked.head(1)
-        chosen = pd.concat([chosen, best])
-        seen = ranked["person"].isin(best["person"]) | ranked["label"].isin(best["label"])
-        ranked = ranked[~seen]
-    return chosen
+    chosen: dict[Hashable, tuple[str, int]] = {}
+    for place, person, label in ranked[["person", "label"]].itertuples():
+        if all(person != theirs and label != its for theirs, its in chosen.values()):
+            chosen[place] = person, label
+    return ranked.loc[list(chosen)].head(count)
 
 
 def describe(row: dict[Hashable, Any], names: Sequence[str]) -> Entry:

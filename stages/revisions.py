@@ -16,6 +16,10 @@ from stages.scoring.comparison import Run
 WORKSPACE = "workspace"
 PREDICTIONS = "data/aggregate/out_of_fold.csv"
 CLASSES = "data/aggregate/f1_per_class.csv"
+NAME_ONE = (
+    f"name a commit, branch, tag, {WORKSPACE} or an experiment, as `dvc exp list --all-commits` "
+    "lists them"
+)
 
 
 def read_run(revision: str) -> Run:
@@ -41,12 +45,13 @@ def read_run(revision: str) -> Run:
                 "DVC still has (`dvc fetch --all-commits` gets those of a remote)"
             )
         raise UserError(f"{revision} has no {path}: {how}") from None
-    except (DvcException, AttributeError) as error:  # the latter for a tree or a file of Git
+    except DvcException as error:
         why = " ".join(str(error).split())
-        raise UserError(
-            f"revision {revision!r} cannot be read ({why}): name a commit, branch, tag, "
-            f"{WORKSPACE} or an experiment, as `dvc exp list --all-commits` lists them"
-        ) from None
+        raise UserError(f"revision {revision!r} cannot be read ({why}): {NAME_ONE}") from None
+    except AttributeError as error:
+        if error.name != "tree":  # of the commit that a revision is, where it is one
+            raise
+        raise UserError(f"revision {revision!r} is no commit: {NAME_ONE}") from None
     return Run(revision, tables[0], tables[1]["class"].to_list())
 
 

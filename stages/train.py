@@ -44,7 +44,12 @@ from stages.photos.labels import AGE_GROUPS, CLASSES
 from stages.photos.packed import read_packed
 from stages.photos.tables import probability_table, read_stage_table
 
-CODE = [Path(__file__), *sorted((Path(__file__).parent / "learning").glob("*.py"))]
+STAGES = Path(__file__).parent
+CODE = [
+    Path(__file__),
+    *sorted((STAGES / "learning").glob("*.py")),
+    STAGES / "scoring/metrics.py",
+]
 """What a checkpoint depends on beside data and parameters."""
 
 
@@ -82,7 +87,7 @@ def photos_of(table: pd.DataFrame, fold: int) -> "pd.Series[bool]":
     held_out = table["fold"] == fold
     if not held_out.any():
         there = ", ".join(map(str, sorted(table["fold"].unique())))
-        raise UserError(f"there is no fold {fold}: those of folds.index are {there}")
+        raise UserError(f"there is no fold {fold}: the folds are {there}")
     return held_out
 
 
@@ -168,8 +173,8 @@ def main(
     be_deterministic()
 
     table = read_stage_table(folds)
-    photos = hold_photos(crop / "train.npy", table["label"], hardware)
     held_out = photos_of(table, fold)
+    photos = hold_photos(crop / "train.npy", table["label"], hardware)
     training, validation = (
         torch.from_numpy(rows.to_numpy().nonzero()[0]).to(hardware.device)
         for rows in (~held_out, held_out)

@@ -73,7 +73,7 @@ def main(folder: Path, out: Path) -> None:
     source = params.weights.source
     if source not in ("none", "imagenet"):
         warn_if_outside(Path(source), folder, "weights.source")
-    state, digest = initial_state(params.weights, params.train.heads, params.crop.size)
+    state, digest = initial_state(params.weights, params.train.heads, params.crop.side)
     write_weights(out / "initial.safetensors", state)
     numbers = sum(tensor.numel() for tensor in state.values())
     figures = {

@@ -24,7 +24,7 @@ def small_recipe(fallback: list[float] | None) -> Recipe:
         heads="split",
         flip_at_test=True,
         age_edges=[30, 60],
-        crop=crop.model_copy(update={"size": 32}),
+        crop=crop.model_copy(update={"side": 32}),
         fallback=fallback,
     )
 
@@ -32,13 +32,13 @@ def small_recipe(fallback: list[float] | None) -> Recipe:
 def write_networks(folder: Path, recipe: Recipe, folds: int = 2) -> None:
     """A network for each fold, which answers differently to different photos."""
     for fold in range(folds):
-        network = build(recipe.model, recipe.crop.size, recipe.heads, seed=fold).train()
+        network = build(recipe.model, recipe.crop.side, recipe.heads, seed=fold).train()
         for module in network.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.momentum = None  # takes over the statistics of the one batch as they are
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(fold)
-            network(torch.randn(16, 3, recipe.crop.size, recipe.crop.size))
+            network(torch.randn(16, 3, recipe.crop.side, recipe.crop.side))
         write_weights(folder / f"fold{fold}/network.safetensors", network.state_dict(), recipe)
 
 

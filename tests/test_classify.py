@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 from PIL import Image
 
 from stages import classify, clean, crop, predict
+from stages.errors import UserError
 from stages.faces.marking import mark
 from stages.learning.recipe import Recipe
 from stages.params import read_params
@@ -60,7 +62,7 @@ def test_box_and_probabilities_are_those_of_the_pipeline(
 ) -> None:
     """Also where no face is found, and the crop is the median box of the training photos."""
     for key, value in {
-        "crop.size": 32,
+        "crop.side": 32,
         "weights.model": "mobilenet_v2",
         "folds.index": [0, 1],
         "predict.precision": "fp32",
@@ -284,14 +286,18 @@ def test_tables_may_lie_beside_annotated_copies_but_not_in_each_other(
     run(classify.main, photos / "a.jpg", "--csv", "out/rows.csv", "--annotate", "out")
     assert sorted(os.listdir("out")) == ["a.jpg", "rows.csv"]
     same = run(classify.main, photos, "--csv", "rows", "--json", "./rows", code=1)
-    assert same.stderr == "error: --csv and --json name the same file: name two\n"
+    assert same.stderr == "error: --csv, --json and --annotate: two of them have the same name\n"
     assert not Path("rows").exists()
+    same = run(classify.main, photos, "--csv", "new", "--annotate", "new/", code=1)
+    assert "two of them have the same name" in same.stderr
 
 
 def test_a_strip_of_a_photo_is_not_blown_up(run: Run, photos: Path) -> None:
     Image.new("RGB", (20_000, 1)).save(photos / "strip.png")
     Image.new("RGB", (2_000, 10)).save(photos / "strip.jpg")
     strips = [photos / "strip.png", photos / "strip.jpg"]
+    Image.new("RGB", (70_000, 1)).save(photos / "wide.jpg", "PNG")  # more than JPEG can hold
+    strips.append(photos / "wide.jpg")
     run(classify.main, *strips, "--fallback", "--annotate", "out")
     for path in Path("out").iterdir():
         with Image.open(path) as copy:
@@ -302,6 +308,15 @@ def test_a_link_that_leads_nowhere_is_told_of(run: Run, photos: Path) -> None:
     (photos / "loop.jpg").symlink_to("loop.jpg")
     result = run(classify.main, photos, code=1)
     assert "photos/loop.jpg cannot be opened" in result.stderr
+
+
+def test_a_process_that_the_system_ends_is_told_of() -> None:
+    with (
+        pytest.raises(UserError, match="the system has ended a process that opened photos"),
+        classify.ended_processes_told(),
+        ProcessPoolExecutor(1) as pool,
+    ):
+        pool.submit(os._exit, 9).result()
 
 
 def test_a_table_never_takes_the_place_of_a_photo(run: Run, photos: Path) -> None:
@@ -318,6 +333,9 @@ def test_what_is_missing_is_named_with_the_command_that_makes_it(run: Run, photo
     assert "`dvc repro` trains them" in nowhere.stderr
     no_fold = run(classify.main, photos, "--fold", 7, code=1)
     assert "there is no fold 7 in data/train; its folds are 0, 1" in no_fold.stderr
+    shutil.rmtree("data/train/fold0")  # as a failed `dvc repro` leaves it
+    half = run(classify.main, photos, code=1)
+    assert half.stderr.startswith("error: data/train lacks the network of fold 0: `dvc checkout`")
     gone = run(classify.main, "gone.jpg", code=1)
     assert gone.stderr == "error: there is no photo or folder gone.jpg\n"
     Path("empty").mkdir()

@@ -74,8 +74,9 @@ def test_a_folder_in_the_way_of_a_file_is_one_line(tmp_path: Path) -> None:
 
     result = CliRunner().invoke(main)
     assert result.exit_code == 1
-    assert result.output.startswith(f"error: {tmp_path}")
-    assert "a folder is in the way of the file: name another" in result.output
+    assert result.output.startswith(
+        f"error: {tmp_path}: a folder is in the way of the file: name another"
+    )
 
 
 def test_a_file_larger_than_allowed_is_one_line(tmp_path: Path) -> None:

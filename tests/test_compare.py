@@ -352,7 +352,7 @@ def test_many_are_ranked_with_a_warning(repository: Path, monkeypatch: pytest.Mo
         ("nowhere", "revision 'nowhere' cannot be read (unknown Git revision 'nowhere'): name"),
         ("empty", "empty has no data/aggregate/out_of_fold.csv: name a revision whose dvc.lock"),
         ("", "a revision is empty"),
-        ("HEAD^{tree}", "revision 'HEAD^{tree}' cannot be read"),
+        ("HEAD^{tree}", "revision 'HEAD^{tree}' is no commit: name"),
     ],
 )
 def test_a_revision_that_cannot_be_read_is_named_in_one_line(

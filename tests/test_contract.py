@@ -121,6 +121,17 @@ def test_each_stage_has_a_section_and_each_section_is_read() -> None:
     assert read == {*STAGES, "labels"}
 
 
+def test_no_knob_has_a_name_that_the_run_cache_leaves_out() -> None:
+    """DVC's run cache overlooks `size` and `nfiles`, at any depth (`dvc/stage/cache.py`).
+
+    After a change of a knob of that name it would bring back the results of the value before.
+    """
+    sections = [field.annotation for field in Params.model_fields.values()]
+    knobs = {knob for section in sections for knob in getattr(section, "model_fields", {})}
+    assert "side" in knobs
+    assert not knobs & {"size", "nfiles"}
+
+
 LAYERS = {
     "errors": set[str](),
     "files": set[str](),

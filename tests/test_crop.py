@@ -26,7 +26,7 @@ def portrait(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def cleaned(raw: Path, run: Run, change: Change) -> Path:
-    change("crop.size", 16)
+    change("crop.side", 16)
     run(clean.main, "raw/train", "raw/eval", "raw/corrections.csv", "clean")
     return raw
 
@@ -38,7 +38,7 @@ def test_evaluation_photos_are_cut_as_training_photos_are(
     person = "000001_female_Any_25"
     for path in [raw / "train/images" / person / "normal.jpg", raw / "eval/images/a.jpg"]:
         shutil.copy(portrait, path)
-    change("crop.size", 32)
+    change("crop.side", 32)
     run(clean.main, "raw/train", "raw/eval", "raw/corrections.csv", "clean")
     run(crop.main, "clean", "data/detectors", "crop")
     train, evaluation = (pd.read_csv(f"crop/{name}.csv") for name in ("train", "evaluation"))
@@ -72,7 +72,7 @@ def test_a_face_not_found_takes_the_box_of_the_person_then_of_all(
     raw: Path, portrait: Path, run: Run, change: Change
 ) -> None:
     shutil.copy(portrait, raw / "train/images/000001_female_Any_25/normal.jpg")
-    change("crop.size", 16)
+    change("crop.side", 16)
     run(clean.main, "raw/train", "raw/eval", "raw/corrections.csv", "clean")
     run(crop.main, "clean", "data/detectors", "crop")
     boxes = pd.read_csv("crop/train.csv", index_col="person")
@@ -91,7 +91,7 @@ def test_without_a_face_in_training_evaluation_takes_the_middle(
     raw: Path, portrait: Path, run: Run, change: Change
 ) -> None:
     shutil.copy(portrait, raw / "eval/images/a.jpg")
-    change("crop.size", 16)
+    change("crop.side", 16)
     run(clean.main, "raw/train", "raw/eval", "raw/corrections.csv", "clean")
     run(crop.main, "clean", "data/detectors", "crop")
     ways = pd.read_csv("crop/evaluation.csv", index_col="photo")["way"].to_dict()

@@ -188,6 +188,7 @@ def test_a_photo_is_taken_with_the_camera(
     )
     page.get_by_role("button", name="Use the camera").click()
     expect(page.locator("#video")).to_have_js_property("videoWidth", 384)  # polls without eval
+    assert page.get_by_role("button", name="Use the camera").is_disabled(), "it is in use"
     page.get_by_role("button", name="Take the photo").click()
     page.locator("#result").wait_for()
     assert page.locator("svg rect.inner").count() == 1

@@ -237,7 +237,7 @@ def test_a_photo_that_does_not_fit_alone_is_one_line(knobs: Knobs) -> None:
     def none(inputs: Inputs) -> Inputs:
         return dataclasses.replace(inputs, rest=OutOfMemory(inputs.rest, 0).train())
 
-    with pytest.raises(UserError, match=r"does not hold one photo: lower crop\.size"):
+    with pytest.raises(UserError, match=r"does not hold one photo: lower crop\.side"):
         train(small(), knobs(), change_inputs=none)
 
 

@@ -198,9 +198,9 @@ def test_tensors_that_do_not_fit_are_named() -> None:
 
 
 def test_a_vision_transformer_knows_its_size() -> None:
-    with pytest.raises(UserError, match="crop.size: vit_b_16 needs a multiple of 16, not 100"):
+    with pytest.raises(UserError, match="crop.side: vit_b_16 needs a multiple of 16, not 100"):
         build("vit_b_16", 100)
-    with pytest.raises(UserError, match="crop.size: convnext_tiny needs at least 32, not 16"):
+    with pytest.raises(UserError, match="crop.side: convnext_tiny needs at least 32, not 16"):
         build("convnext_tiny", 16)
     large, small = build("vit_b_16", 64, seed=1), build("vit_b_16", 32, seed=2)
     state = fit_state(small, large.state_dict(), "file")

@@ -104,7 +104,7 @@ def test_a_wrong_value_is_named_with_what_is_allowed(
 
 def test_every_problem_has_a_line_of_its_own(change: Change) -> None:
     change("train.epochs", 0)
-    change("crop.size", 1)
+    change("crop.side", 1)
     assert len(error_of().splitlines()) == 2
 
 

@@ -22,7 +22,7 @@ PEOPLE = 36
 SMALL = {
     "data": {"corrections": "data/none.csv"},
     "sample": {"people": PEOPLE, "evaluation_people": 3},
-    "crop": {"size": 32},
+    "crop": {"side": 32},
     "folds": {"index": [0, 1]},
     "train": {"epochs": 1},
     "aggregate": {"bootstrap": 100},

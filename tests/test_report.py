@@ -34,7 +34,7 @@ def results(run: Run, change: Change, raw: Path) -> None:
     The woman is in fold 0, where all is right; the men are in fold 1, taken for women.
     """
     knobs = {
-        "crop.size": SIDE, "crop.detector": "none", "folds.index": [0, 1],
+        "crop.side": SIDE, "crop.detector": "none", "folds.index": [0, 1],
         "aggregate.bootstrap": 100, "model_card.min_people": 2,
     }  # fmt: skip
     for key, value in knobs.items():
@@ -69,7 +69,7 @@ def write_fold(fold: int, photos: pd.DataFrame) -> None:
     sure = np.full((len(photos), 18), 0.01, dtype=np.float32)
     sure[np.arange(len(photos)), predicted] = np.linspace(0.6, 0.83, len(photos))
     recipe = recipe_of(read_params(), Path("crop/fallback.json"))
-    state = build("resnet18", SIDE, seed=fold).state_dict()
+    state = build(recipe.model, SIDE, recipe.heads, seed=fold).state_dict()
     write_weights(folder / "network.safetensors", state, recipe)
     rows = probability_table(photos[["person", "photo", "fold", "label"]], sure)
     rows.to_csv(folder / "out_of_fold.csv", index=False)

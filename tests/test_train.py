@@ -13,7 +13,7 @@ PEOPLE = pd.DataFrame({"age": [29, 30, 57, 58, 59, 60, 58], "label": [0, 1, 1, 1
 def test_a_fold_that_is_not_there_is_named_with_those_that_are() -> None:
     table = pd.DataFrame({"fold": [1, 0, 1, 2]})
     assert photos_of(table, 1).to_list() == [True, False, True, False]
-    with pytest.raises(UserError, match="there is no fold 7: those of folds.index are 0, 1, 2"):
+    with pytest.raises(UserError, match="there is no fold 7: the folds are 0, 1, 2"):
         photos_of(table, 7)
 
 

@@ -11,7 +11,7 @@ from stages.photos.packed import Pixels
 def cut(photo: Image.Image, box: Boxes, params: CropParams) -> Pixels:
     """Cut and scale the square around a relative box: size x size x 3, uint8."""
     crop = photo.resize(
-        (params.size, params.size),
+        (params.side, params.side),
         Image.Resampling.BILINEAR,
         box=square(box, photo.width, photo.height, params.margin),
         reducing_gap=3.0,

@@ -266,7 +266,7 @@ def backward(
         # Out of the except block, whose traceback holds on to the memory of what failed.
         if run.micro_batch == 1:
             raise UserError(
-                "the GPU's memory does not hold one photo: lower crop.size, take a smaller "
+                "the GPU's memory does not hold one photo: lower crop.side, take a smaller "
                 "weights.model or set train.device: cpu"
             )
         run.micro_batch = max(1, min(run.micro_batch, len(batch)) // 2)

@@ -55,10 +55,10 @@ def build(model: str, size: int, heads: Heads = "joint", seed: int = 0) -> nn.Mo
     options: dict[str, int] = {"num_classes": CLASSES}
     if model.startswith("vit_"):
         if size % PATCH:
-            raise UserError(f"crop.size: {model} needs a multiple of {PATCH}, not {size}")
+            raise UserError(f"crop.side: {model} needs a multiple of {PATCH}, not {size}")
         options["image_size"] = size
     if model.startswith("convnext_") and size < 32:
-        raise UserError(f"crop.size: {model} needs at least 32, not {size}")
+        raise UserError(f"crop.side: {model} needs at least 32, not {size}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network: nn.Module = torchvision.models.get_model(model, weights=None, **options)

@@ -52,7 +52,9 @@ def load_network(network: nn.Module, path: Path) -> None:
         UserError: if it is not there, is damaged, or is that of another network.
     """
     try:
-        network.load_state_dict(safetensors.torch.load_file(path), assign=True)
+        # Read, not mapped: a file that changes while the network is used must not change it.
+        state = safetensors.torch.load_file(path, backend="pread")
+        network.load_state_dict(state, assign=True)
     except (FileNotFoundError, SafetensorError):
         raise UserError(f"{path} is missing or damaged: `dvc repro` makes it anew") from None
     except RuntimeError:

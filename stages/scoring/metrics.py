@@ -13,7 +13,7 @@ Figures = NDArray[np.float64]
 
 
 def confusion(labels: ArrayLike, predicted: ArrayLike) -> Counts:
-    """Confusion counts of all photos together: 18 x 18."""
+    """Confusion counts (18 x 18) of photos from their classes and the predicted ones (N each)."""
     counts = np.zeros((CLASSES, CLASSES))
     np.add.at(counts, (np.asarray(labels), np.asarray(predicted)), 1)
     return counts
@@ -77,14 +77,14 @@ NAMES = {
 
 
 def resample_people(by_person: Counts, resamples: int, seed: int) -> Counts:
-    """Confusion counts of bootstrap samples: resamples (x runs) x 18 x 18.
+    """Counts of bootstrap samples, such as confusion counts: resamples x ...
 
     People are drawn with replacement, each with all their photos: seven photos of one face are not
     seven independent ones (the cluster bootstrap, Davison and Hinkley 1997, section 3.8).
 
     Args:
-        by_person: counts of each person, of one run or of several on the same people (P (x runs)
-            x 18 x 18): each sample is then of the same people in all runs.
+        by_person: counts of each person (P x ...), such as P x 18 x 18 of one run, or P x runs x
+            18 x 18 of several: each sample is then of the same people in all runs.
     """
     people = len(by_person)
     rng = np.random.default_rng(seed)
