@@ -327,15 +327,19 @@ def test_a_table_never_takes_the_place_of_a_photo(run: Run, photos: Path) -> Non
     assert (photos / "a.jpg").read_bytes() == before
 
 
+def test_a_fold_between_others_is_missed(run: Run, photos: Path) -> None:
+    """A failed `dvc repro` leaves the folds after it: the mean over fewer would look as good."""
+    shutil.rmtree("data/train/fold0")  # as a failed `dvc repro` leaves it
+    half = run(classify.main, photos, code=1)
+    assert half.stderr.startswith("error: data/train lacks the network of fold 0: `dvc checkout`")
+
+
 def test_what_is_missing_is_named_with_the_command_that_makes_it(run: Run, photos: Path) -> None:
     nowhere = run(classify.main, photos, "--networks", "elsewhere", code=1)
     assert nowhere.stderr.startswith("error: elsewhere holds no trained network")
     assert "`dvc repro` trains them" in nowhere.stderr
     no_fold = run(classify.main, photos, "--fold", 7, code=1)
     assert "there is no fold 7 in data/train; its folds are 0, 1" in no_fold.stderr
-    shutil.rmtree("data/train/fold0")  # as a failed `dvc repro` leaves it
-    half = run(classify.main, photos, code=1)
-    assert half.stderr.startswith("error: data/train lacks the network of fold 0: `dvc checkout`")
     gone = run(classify.main, "gone.jpg", code=1)
     assert gone.stderr == "error: there is no photo or folder gone.jpg\n"
     Path("empty").mkdir()
