@@ -90,8 +90,8 @@ def find_networks(folder: Path, fold: int | None) -> dict[int, Path]:
     missing = set(range(max(found))) - set(found)
     if fold is None and missing:
         raise UserError(
-            f"{folder} lacks the network of fold {min(missing)}: `dvc checkout` brings back the last "
-            "run's, `dvc repro` trains it anew, and --fold asks one of the others"
+            f"{folder} lacks the network of fold {min(missing)}: `dvc checkout` brings back that "
+            "of the last run, `dvc repro` trains it anew, and --fold asks one of the others"
         )
     if fold is not None and fold not in found:
         folds = ", ".join(map(str, sorted(found)))
