@@ -192,7 +192,8 @@ def test_a_decision_of_an_earlier_file_can_be_changed_and_taken_back(
     page.get_by_text("4 rows of earlier.csv are taken over").wait_for()
     decisions = page.locator("article .decision")
     assert decisions.all_text_contents() == [
-        "", "accepted", "accepted", "the other is dropped", "rejected", ""
+        "", "accepted", "accepted: age 25, the median of under 30", "the other is dropped",
+        "rejected", "",
     ]  # fmt: skip
     assert sorted(saved(page, raw / "out.csv")) == sorted(
         line.split(",") for line in earlier.read_text().splitlines()[1:]
