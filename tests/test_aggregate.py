@@ -152,6 +152,7 @@ def test_predictions_are_the_folds_mean_in_the_order_of_info(run: Run, change: C
     change("train.precision", "fp32")
     change("predict.precision", "fp32")
     change("train.flip_at_test", False)
+    change("train.heads", "joint")
     change("crop.side", SIDE)
     Path("fallback.json").write_text('{"box": null}')
     recipe = recipe_of(read_params(), Path("fallback.json"))

@@ -24,6 +24,7 @@ MODEL = "mobilenet_v3_large"
 def weigh(run: Run, change: Change, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Run the stage in a folder with data/pretrained/; weigh(source, code=1) expects an error."""
     change("weights.model", MODEL)
+    change("train.heads", "joint")
     Path("data/pretrained").mkdir(parents=True)
     # Nothing listens there: as on a machine without internet.
     for name in ("http_proxy", "https_proxy"):
