@@ -60,6 +60,7 @@ def train(
         update={
             "freeze": freeze, "cached_views": views, "epochs": epochs, "patience": epochs,
             "batch_size": BATCH, "head_lr": 1e-3, "backbone_lr": 1e-3,
+            "flip_at_test": False, "ema": 0.0,  # what the reference does not do either
         }
     )  # fmt: skip
     hardware = choose_hardware(knobs.device, knobs.precision, "train.device")

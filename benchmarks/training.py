@@ -4,7 +4,8 @@
 
 Contenders take turns, on the same photos, the same network and the same number of epochs; medians
 over the repeats are printed. An epoch is a later one of four, `seconds` is all the work of all
-folds, the packing of the crops included, and `wall` the start of the processes as well.
+folds, the packing of the crops included, and `wall` the start of the processes as well. A case is
+printed and written as soon as it is done, so that a run that is stopped keeps its figures.
 """
 
 import json
@@ -22,6 +23,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from stages.files import write_json
 from stages.params import read_params
 from stages.photos.labels import encode
 from stages.photos.raw import list_photos, read_people
@@ -108,6 +110,19 @@ def compare(case: Case, photos: pd.DataFrame, repeats: int) -> dict[str, Any]:
     return {**named, "ratio": ratio, **medians}
 
 
+def cells(figure: dict[str, Any]) -> list[str]:
+    """A row of the table: case, photos, reference, ours, ratio, peak MB."""
+    reference, ours = figure["reference"], figure["ours"]
+    return [
+        figure["case"],
+        str(figure["photos"]),
+        f"{reference[figure['counted']]:.1f} s",
+        f"{ours[figure['counted']]:.1f} s",
+        f"{figure['ratio']:.1f}x",
+        f"{reference['peak_mb']:.0f} / {ours['peak_mb']:.0f}",
+    ]
+
+
 def main(
     train: Annotated[Path, typer.Argument(help="Folder with train.csv and images/")],
     people: Annotated[int, typer.Option(help="People at 1x; 4x takes four times as many")] = 25,
@@ -124,23 +139,20 @@ def main(
         if only in case.name
         for scale in (1, 4)
     ]
-    figures = [compare(*each, repeats) for each in progress(work, len(work), "benchmark: cases")]
-    table = Table("case", "photos", "reference", "ours", "ratio", "peak MB, reference / ours")
-    for row in figures:
-        table.add_row(
-            row["case"],
-            str(row["photos"]),
-            f"{row['reference'][row['counted']]:.1f} s",
-            f"{row['ours'][row['counted']]:.1f} s",
-            f"{row['ratio']:.1f}x",
-            f"{row['reference']['peak_mb']:.0f} / {row['ours']['peak_mb']:.0f}",
-        )
-    Console(width=120).print(table)
     machine = {"torch": torch.__version__, "threads": torch.get_num_threads()}
     if torch.cuda.is_available():
         machine["gpu"] = torch.cuda.get_device_name()
-    if out is not None:
-        out.write_text(json.dumps({"machine": machine, "figures": figures}, indent=2) + "\n")
+    figures = []
+    table = Table("case", "photos", "reference", "ours", "ratio", "peak MB, reference / ours")
+    for case, photos in progress(work, len(work), "benchmark: cases"):
+        figure = compare(case, photos, repeats)
+        figures.append(figure)
+        row = cells(figure)
+        table.add_row(*row)
+        print("{}, {} photos: reference {}, ours {}: {}; {} MB".format(*row), flush=True)
+        if out is not None:
+            write_json(out, {"machine": machine, "figures": figures})
+    Console(width=120).print(table)
 
 
 if __name__ == "__main__":
