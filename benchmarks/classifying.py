@@ -48,6 +48,7 @@ def write_networks(folder: Path, size: int) -> None:
     recipe = Recipe(
         model="resnet18",
         heads="split",
+        old_from=60,
         flip_at_test=True,
         age_edges=[30, 60],
         crop=read_params().crop.model_copy(update={"side": size}),

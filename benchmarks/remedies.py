@@ -20,7 +20,6 @@ from benchmarks.runs import counts_by_person, seconds_of, train_folds
 from stages.params import read_params
 from stages.photos.tables import PROBABILITIES
 from stages.scoring.comparison import paired_difference, signed
-from stages.scoring.groups import counts_of
 from stages.scoring.metrics import (
     Counts,
     accuracy,
@@ -28,12 +27,14 @@ from stages.scoring.metrics import (
     macro_f1,
     resample_people,
 )
-from stages.scoring.out_of_fold import read_out_of_fold
+from stages.scoring.out_of_fold import counts_of, read_out_of_fold
 from stages.scoring.tau import nested
 
 REMEDIES: dict[str, dict[str, Any]] = {
     "default": {},
     "heads joint": {"heads": "joint"},
+    "heads ages, age_softness 3": {"heads": "ages", "age_softness": 3.0},
+    "heads ages, age_softness 0": {"heads": "ages"},
     "ema 0": {"ema": 0.0},
     "flip_at_test false": {"flip_at_test": False},
     "head_epochs 0": {"head_epochs": 0},

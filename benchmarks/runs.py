@@ -16,8 +16,8 @@ import pandas as pd
 from ruamel.yaml import YAML
 
 from stages.photos.tables import PROBABILITIES
-from stages.scoring.groups import counts_of
 from stages.scoring.metrics import Counts
+from stages.scoring.out_of_fold import counts_of
 
 ROOT = Path(__file__).parents[1]
 
@@ -52,11 +52,12 @@ def train_folds(
     if source not in ("none", "imagenet"):
         params["weights"]["source"] = str(Path(source).resolve())
     YAML(typ="safe").dump(params, out / "params.yaml")
-    # Features of frozen parts are shared with the folders beside this one.
-    cache, shared = out / ".cache", out.parent.resolve() / ".cache"
-    shared.mkdir(exist_ok=True)
-    if not cache.exists():
-        cache.symlink_to(shared)
+    # Features of frozen parts are shared with the folders beside this one, checkpoints are not.
+    features, shared = out / ".cache/features", out.parent.resolve() / ".cache/features"
+    for folder in (features.parent, shared):
+        folder.mkdir(parents=True, exist_ok=True)
+    if not features.exists():
+        features.symlink_to(shared)
     threads = max(1, (os.cpu_count() or 1) // jobs)
     environment = {"OMP_NUM_THREADS": str(threads), **os.environ, "PYTHONPATH": str(ROOT)}
 

@@ -21,7 +21,6 @@ from stages.files import write_json, write_table
 from stages.params import AggregateParams, read_params
 from stages.photos.labels import CLASSES, class_names
 from stages.photos.tables import PROBABILITIES, read_text_table
-from stages.scoring.groups import counts_of
 from stages.scoring.metrics import (
     SCORES,
     confusion,
@@ -29,7 +28,7 @@ from stages.scoring.metrics import (
     interval,
     resample_people,
 )
-from stages.scoring.out_of_fold import fold_folders, read_fold_metrics, read_out_of_fold
+from stages.scoring.out_of_fold import counts_of, fold_folders, read_fold_metrics, read_out_of_fold
 from stages.scoring.tau import choose_tau, nested
 
 

@@ -26,7 +26,7 @@ Model = Literal[
 ]
 Detector = Literal["yuface", "haar", "yunet", "none"]
 Device = Literal["auto", "cuda", "cpu"]
-Heads = Literal["joint", "split"]
+Heads = Literal["joint", "split", "ages"]
 
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Count = Annotated[int, Field(ge=1, lt=2**31)]

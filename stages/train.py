@@ -25,6 +25,7 @@ import numpy as np
 import pandas as pd
 import torch
 import typer
+from numpy.typing import NDArray
 from torch import Tensor
 
 from stages.command import stage_command
@@ -39,8 +40,8 @@ from stages.learning.inputs import Photos, prepare
 from stages.learning.network import build, count_parameters, freeze
 from stages.learning.recipe import Recipe
 from stages.learning.weight_files import load_network, write_weights
-from stages.params import Params, read_params
-from stages.photos.labels import AGE_GROUPS, CLASSES
+from stages.params import Params, TrainParams, read_params
+from stages.photos.labels import AGE_GROUPS, CLASSES, YEARS
 from stages.photos.packed import read_packed
 from stages.photos.tables import probability_table, read_stage_table
 
@@ -106,28 +107,43 @@ def labels_to_learn(table: pd.DataFrame, old_from: int, edges: Sequence[int]) ->
     return table["label"] + table["age"].between(old_from, last - 1)
 
 
+def shares_by_age(
+    ages: "pd.Series[int]", edges: Sequence[int], softness: float
+) -> NDArray[np.float64]:
+    """How much a photo is of each of the groups that begin at `edges`, and of the one before them.
+
+    A person's age is taken for a normal distribution around the given one, with a standard
+    deviation of `softness` years: a person of 59 looks much the same as one of 60 (label
+    distribution learning, Gao et al., TIP 2017). With 0 all is of the one group.
+
+    Returns:
+        N x (number of edges + 1), rows that sum to 1.
+    """
+    # The edge is between two ages in years: who is 59 is below 59.5, who is 60 above it.
+    years = np.subtract(edges, 0.5) - ages.to_numpy()[:, None]
+    if softness:
+        below = torch.special.ndtr(torch.from_numpy(years / softness)).numpy()
+    else:
+        below = (years > 0).astype(float)
+    return np.diff(below, prepend=0, append=1)
+
+
 def targets_to_learn(
-    labels: "pd.Series[int]", ages: "pd.Series[int]", edges: Sequence[int], softness: float
+    labels: "pd.Series[int]", ages: "pd.Series[int]", edges: Sequence[int], params: TrainParams
 ) -> Tensor:
     """Shares of the classes of each photo (N x 18, float32), as the network is to learn them.
 
-    A person's age is taken for a normal distribution around the given one, with a standard
-    deviation of `softness` years, and shared among the age groups: a person of 59 looks much the
-    same as one of 60 (label distribution learning, Gao et al., TIP 2017). With 0 all is of the one
-    class.
+    With `heads: ages` those of the ages in years come after them (N x (18 + 121)).
 
     Args:
         edges: ages at which the second and the third group begin, for training.
     """
-    faces, groups = np.divmod(labels.to_numpy(), AGE_GROUPS)
-    shares = np.eye(AGE_GROUPS)[groups]
-    if softness:
-        # The edge is between two ages in years: who is 59 is below 59.5, who is 60 above it.
-        years = torch.from_numpy(np.subtract(edges, 0.5) - ages.to_numpy()[:, None])
-        below = torch.special.ndtr(years / softness).numpy()
-        shares = np.diff(below, prepend=0, append=1)
-    of_face = np.eye(CLASSES // AGE_GROUPS)[faces]
-    targets = (of_face[:, :, None] * shares[:, None, :]).reshape(-1, CLASSES)
+    of_face = np.eye(CLASSES // AGE_GROUPS)[labels.to_numpy() // AGE_GROUPS]
+    of_group = shares_by_age(ages, edges, params.age_softness)
+    targets = (of_face[:, :, None] * of_group[:, None, :]).reshape(-1, CLASSES)
+    if params.heads == "ages":
+        of_year = shares_by_age(ages, range(1, YEARS), params.age_softness)
+        targets = np.concatenate([targets, of_year], axis=1)
     return torch.from_numpy(targets).float()
 
 
@@ -150,6 +166,7 @@ def recipe_of(params: Params, fallback: Path) -> Recipe:
     return Recipe(
         model=params.weights.model,
         heads=params.train.heads,
+        old_from=params.train.old_from,
         flip_at_test=params.train.flip_at_test,
         age_edges=params.labels.age_edges,
         crop=params.crop,
@@ -183,7 +200,7 @@ def main(
     to_learn = labels_to_learn(table, params.train.old_from, params.labels.age_edges)
     check_classes(to_learn[~held_out], fold)
     edges = (params.labels.age_edges[0], params.train.old_from)
-    targets = targets_to_learn(to_learn, table["age"], edges, params.train.age_softness)
+    targets = targets_to_learn(table["label"], table["age"], edges, params.train)
     if params.train.cached_views and params.train.mix != "none":
         raise UserError(
             f"train.mix: {params.train.mix} mixes other photos in each epoch, which cannot be "
@@ -198,7 +215,9 @@ def main(
             "one batch an epoch"
         )
 
-    network = build(params.weights.model, photos.pixels.shape[1], params.train.heads)
+    network = build(
+        params.weights.model, photos.pixels.shape[1], params.train.heads, age_edges=edges
+    )
     load_network(network, initial)
     network.to(memory_format=torch.channels_last).to(hardware.device)
     freeze(network, params.train.freeze)

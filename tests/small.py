@@ -21,7 +21,8 @@ def small_recipe(fallback: list[float] | None) -> Recipe:
     crop = read_params(Path(__file__).parents[1] / "params.yaml").crop
     return Recipe(
         model="mobilenet_v2",
-        heads="split",
+        heads="ages",
+        old_from=60,
         flip_at_test=True,
         age_edges=[30, 60],
         crop=crop.model_copy(update={"side": 32}),

@@ -16,9 +16,9 @@ from stages.learning.checkpoint import Checkpoint
 from stages.learning.device import Hardware, normalise
 from stages.learning.feature_store import FeatureStore
 from stages.learning.inputs import Inputs, Photos, prepare
-from stages.learning.network import build
+from stages.learning.network import AgesHead, build
 from stages.params import TrainParams, read_params
-from stages.photos.labels import CLASSES
+from stages.photos.labels import CLASSES, YEARS
 from tests.conftest import Change
 
 SIDE = 16
@@ -65,18 +65,20 @@ def train(
     params: TrainParams,
     seed: int = 0,
     change_inputs: Callable[[Inputs], Inputs] = lambda inputs: inputs,
+    years: Tensor | None = None,
 ) -> tuple[fit.Fitted, list[str]]:
     """Fit in the working folder; the lines that were reported."""
     lines: list[str] = []
     side = SIDE if isinstance(network, nn.Sequential) else 32
     store = FeatureStore(Path("features"), 10**8)
+    targets = functional.one_hot(photos(side).labels, CLASSES).float()
     own = partial(prepare, photos=photos(side), params=params, hardware=CPU, store=store)
     fitted = fit.fit(
         network,
         lambda network: change_inputs(own(network)),
         TRAINING,
         HELD_OUT,
-        functional.one_hot(photos(side).labels, CLASSES).float(),
+        targets if years is None else torch.cat([targets, years], dim=1),
         params,
         seed,
         Checkpoint(Path("fold0.checkpoint"), f"{params}{seed}"),
@@ -100,6 +102,22 @@ def test_it_learns_what_can_be_seen(knobs: Knobs, optimizer: str) -> None:
     assert fit.evaluate(fitted.inputs, HELD_OUT)["accuracy"] == 1
     assert fitted.history[-1]["train_loss"] < fitted.history[0]["train_loss"]
     assert len(lines) == len(fitted.history)
+
+
+def test_a_head_of_ages_learns_years_and_predicts_classes(knobs: Knobs) -> None:
+    """The brighter, the older: 20, 45 and 70 years, which are the groups 0, 1 and 2."""
+    network = small()
+    network[5] = AgesHead(8, (30, 60))
+    years = functional.one_hot(20 + 25 * photos().labels, YEARS).float()
+    rates = {"head_lr": 0.05, "backbone_lr": 0.05, "brightness": 0.0, "label_smoothing": 0.0}
+    params = knobs(epochs=20, patience=20, heads="ages", mix="mixup", mix_share=0.1, **rates)
+    fitted, _ = train(network, params, years=years)
+    assert fit.evaluate(fitted.inputs, HELD_OUT)["accuracy"] == 1
+    images = normalise(photos().pixels[HELD_OUT])
+    with torch.inference_mode():
+        assert network.eval()(images).shape == (12, CLASSES)
+        of_years = network.train()(images)[:, CLASSES:]
+    assert of_years.argmax(dim=1).tolist() == (20 + 25 * photos().labels[HELD_OUT]).tolist()
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_others(knobs: Knobs) -> None:

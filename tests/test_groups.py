@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 
 from stages.photos.labels import attribute_names
-from stages.scoring.groups import counts_of, f1_of_attributes, score_groups
+from stages.scoring.groups import f1_of_attributes, score_groups
+from stages.scoring.out_of_fold import counts_of
 
 
 def photos(

@@ -6,6 +6,7 @@ from torch import nn
 
 from stages.errors import UserError
 from stages.learning.network import (
+    AgesHead,
     SplitHead,
     build,
     count_parameters,
@@ -144,6 +145,24 @@ def test_a_split_head_is_the_product_of_three() -> None:
     assert network(torch.randn(2, 3, SIZE, SIZE)).shape == (2, CLASSES)
     freeze(network, "layer4")
     assert count_parameters(network)["trainable"] == 512 * 8 + 8
+
+
+def test_age_groups_are_sums_over_years() -> None:
+    network = build("resnet18", SIZE, "ages", age_edges=(30, 58))
+    head = network.get_submodule("fc")
+    assert isinstance(head, AgesHead)
+    features = torch.randn(5, 512)
+    outputs = nn.functional.linear(features, head.weight, head.bias).split([3, 2, 121], dim=1)
+    mask, gender, years = (part.softmax(dim=1) for part in outputs)
+    age = torch.stack([years[:, :30].sum(1), years[:, 30:58].sum(1), years[:, 58:].sum(1)], dim=1)
+    product = mask[:, :, None, None] * gender[:, None, :, None] * age[:, None, None, :]
+    head.eval()
+    torch.testing.assert_close(head(features).softmax(dim=1), product.flatten(1))
+    head.train()
+    learnt = head(features)
+    assert learnt.shape == (5, 18 + 121)
+    torch.testing.assert_close(learnt[:, :18].softmax(dim=1), product.flatten(1))
+    torch.testing.assert_close(learnt[:, 18:], outputs[2])
 
 
 def test_random_weights_follow_the_seed_alone() -> None:

@@ -28,7 +28,12 @@ def read_networks(paths: Sequence[Path], hardware: Hardware) -> tuple[list[nn.Mo
     """
     recipe = read_recipe(paths[0])
     with torch.device("meta"):  # without weights: to draw random ones takes longer than to read
-        empty = build(recipe.model, recipe.crop.side, recipe.heads)
+        empty = build(
+            recipe.model,
+            recipe.crop.side,
+            recipe.heads,
+            age_edges=(recipe.age_edges[0], recipe.old_from),
+        )
     networks = []
     for path in paths:
         if read_recipe(path) != recipe:

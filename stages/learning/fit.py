@@ -29,6 +29,7 @@ from stages.learning.network import (
     trained_names,
 )
 from stages.params import TrainParams
+from stages.photos.labels import CLASSES
 from stages.progress import progress
 from stages.scoring.metrics import accuracy, confusion, macro_f1
 
@@ -115,8 +116,8 @@ def fit(
         network: on its device.
         inputs_of: gives what is fed to the network as it is frozen at the time.
         training, validation: places of the photos (int64), on that device.
-        training_targets: shares of the classes of all photos (N x 18) as the network is to learn
-            them, there too.
+        training_targets: shares of the classes, and of ages in years where the network tells
+            them, of all photos (N x 18 or more) as it is to learn them, there too.
         seed: of the order of the photos and of the augmentation.
         report: is given a line for each epoch.
 
@@ -127,7 +128,7 @@ def fit(
     torch.manual_seed(seed)  # dropout and stochastic depth draw from the global generator
     freeze(network, params.freeze)
     targets = training_targets[training]
-    steps = steps_per_epoch(class_counts(targets.argmax(dim=1)), params)
+    steps = steps_per_epoch(class_counts(most_likely(targets)), params)
     optimizer = make_optimizer(network, params)
     scheduler = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: learning_rate_factor(step, steps * params.epochs, params.warmup)
@@ -189,6 +190,11 @@ def fit(
     return Fitted(inputs, run.best_epoch, run.history)
 
 
+def most_likely(targets: Tensor) -> Tensor:
+    """The class that each photo has the largest share of (N, int64), for samplers and weights."""
+    return targets[:, :CLASSES].argmax(dim=1)
+
+
 @contextlib.contextmanager
 def averaged(run: Run) -> Iterator[None]:
     """The network with the moving average of its weights, where there is one."""
@@ -204,13 +210,11 @@ def train_epoch(
 ) -> float:
     """One epoch over the photos at the places `training`; gives the mean loss of its steps.
 
-    For samplers and weights a photo is of the class that it has the largest share of.
-
     Raises:
         UserError: as `fit`.
     """
     set_training(run.network)
-    labels = targets.argmax(dim=1)
+    labels = most_likely(targets)
     counts = class_counts(labels)
     late = len(run.history) >= params.reweight_from * params.epochs
     drawn = list(batches(labels, params, run.generator))

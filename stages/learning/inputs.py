@@ -67,7 +67,7 @@ class Inputs:
         return self._kept(self.views, view, rows)
 
     def forward(self, batch: Tensor) -> Tensor:
-        """Logits (B x 18, float32) of a batch from `augmented`."""
+        """What the network says (B x 18 logits or more, float32) of a batch from `augmented`."""
         with self.hardware.autocast():
             if self.prefix is not None and self.views is None:
                 with torch.no_grad():

@@ -5,7 +5,6 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from stages.params import TrainParams
-from stages.photos.labels import CLASSES
 
 
 def mix(images: Tensor, targets: Tensor, params: TrainParams) -> tuple[Tensor, Tensor]:
@@ -17,12 +16,12 @@ def mix(images: Tensor, targets: Tensor, params: TrainParams) -> tuple[Tensor, T
 
     Args:
         images: B x 3 x H x W.
-        targets: shares of the classes of each photo, B x 18.
+        targets: shares of the classes of each photo, B x C.
     """
     if params.mix == "none" or torch.rand(()) >= params.mix_share:
         return images, targets
     if params.mix == "mixup":
-        pairs = v2.MixUp(alpha=params.mix_alpha, num_classes=CLASSES)
+        pairs = v2.MixUp(alpha=params.mix_alpha, num_classes=targets.shape[1])
         mixed: tuple[Tensor, Tensor] = pairs(images, targets)
         return mixed
     half = images.shape[-1] // 2

@@ -1,6 +1,6 @@
 """torchvision's networks with a head of 18 classes, and freezing them part by part."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 import torchvision
@@ -9,7 +9,7 @@ from torchvision.models.vision_transformer import VisionTransformer, interpolate
 
 from stages.errors import UserError
 from stages.params import Heads, TrainParams
-from stages.photos.labels import AGE_GROUPS, CLASSES, GENDERS, MASKS
+from stages.photos.labels import AGE_GROUPS, CLASSES, GENDERS, MASKS, YEARS
 
 State = dict[str, Tensor]
 
@@ -37,17 +37,54 @@ class SplitHead(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Logits (B x 18) of features (B x F)."""
-        mask, gender, age = super().forward(input).split(self.SIZES, dim=-1)
-        joint: Tensor = mask[:, :, None, None] + gender[:, None, :, None] + age[:, None, None, :]
-        return joint.flatten(1)
+        return joint_logits(*super().forward(input).split(self.SIZES, dim=-1))
 
 
-def build(model: str, size: int, heads: Heads = "joint", seed: int = 0) -> nn.Module:
+class AgesHead(nn.Linear):
+    """A head for mask, gender and age in years (3 + 2 + 121 outputs), of which age groups are sums.
+
+    A face of 58 teaches something about 61, which three groups cannot say (expectation over years:
+    DEX, Rothe et al., IJCV 2018; years as a distribution: Gao et al., TIP 2017). In training mode
+    the logits of the years come after the 18, to be learnt as well.
+
+    Args:
+        edges: ages at which the second and the third group begin.
+    """
+
+    SIZES = (len(MASKS), len(GENDERS), YEARS)
+
+    def __init__(self, features: int, edges: Sequence[int]) -> None:
+        super().__init__(features, sum(self.SIZES))
+        low, high = edges
+        self.group_sizes = (low, high - low, YEARS - high)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Logits of features (B x F): B x 18, or B x (18 + 121) in training mode."""
+        mask, gender, years = super().forward(input).float().split(self.SIZES, dim=-1)
+        groups = [group.logsumexp(dim=-1) for group in years.split(self.group_sizes, dim=-1)]
+        joint = joint_logits(mask, gender, torch.stack(groups, dim=-1))
+        return torch.cat([joint, years], dim=-1) if self.training else joint
+
+
+def joint_logits(mask: Tensor, gender: Tensor, age: Tensor) -> Tensor:
+    """Logits of the 18 classes (B x 18) from those of mask (B x 3), gender (B x 2), age (B x 3)."""
+    return (mask[:, :, None, None] + gender[:, None, :, None] + age[:, None, None, :]).flatten(1)
+
+
+def build(
+    model: str,
+    size: int,
+    heads: Heads = "joint",
+    seed: int = 0,
+    age_edges: Sequence[int] = (30, 60),
+) -> nn.Module:
     """A torchvision network with 18 outputs and random weights, drawn from `seed`.
 
     Args:
         size: side of the crops in pixels, which a vision transformer has to know.
-        heads: one head of 18 classes, or mask, gender and age apart.
+        heads: one head of 18 classes; mask, gender and age group apart; or age in years.
+        age_edges: ages at which the second and the third group begin, for `heads: ages`; the
+            weights do not depend on them.
 
     Raises:
         UserError: if the network cannot take crops of that size.
@@ -62,11 +99,13 @@ def build(model: str, size: int, heads: Heads = "joint", seed: int = 0) -> nn.Mo
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network: nn.Module = torchvision.models.get_model(model, weights=None, **options)
-        if heads == "split":
+        if heads != "joint":
             head = head_name(network)
             joint = network.get_submodule(head)
             assert isinstance(joint, nn.Linear)
-            network.set_submodule(head, SplitHead(joint.in_features))
+            features = joint.in_features
+            apart = SplitHead(features) if heads == "split" else AgesHead(features, age_edges)
+            network.set_submodule(head, apart)
     return network
 
 

@@ -21,6 +21,8 @@ MASK_OF_PHOTO = {
     "normal": "not_worn",
 }
 OLDEST = 120
+YEARS = OLDEST + 1
+"""How many ages in years there are, from 0 on."""
 
 Labels = NDArray[np.int64]
 

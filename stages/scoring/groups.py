@@ -9,12 +9,12 @@ from scipy.stats import t as student
 from stages.scoring.metrics import (
     SCORES,
     Counts,
-    confusion_by_person,
     f1_per_class,
     interval,
     of_attribute,
     resample_people,
 )
+from stages.scoring.out_of_fold import counts_of
 
 ANSWERS = ("accuracy", "mask", "gender", "age")
 """What a photo can be right in: all three, or each alone."""
@@ -38,13 +38,6 @@ class Gap(NamedTuple):
     def shown(self) -> bool:
         """Whether the gap is more than chance would make it."""
         return self.low > 0
-
-
-def counts_of(table: pd.DataFrame) -> Counts:
-    """Confusion counts by person (P x 18 x 18) of a table with person, label, predicted."""
-    return confusion_by_person(
-        table["label"].to_numpy(), table["predicted"].to_numpy(), table["person"].to_numpy(str)
-    )
 
 
 def score_groups(
