@@ -1,4 +1,4 @@
-"""What both contenders share: the size of a batch, and how they report what they took."""
+"""What both contenders share: batches, augmentation, and how they report what they took."""
 
 import itertools
 import json
@@ -10,6 +10,8 @@ from collections.abc import Callable
 
 BATCH = 32
 CLASSES = 18
+SHIFT, FLIP, BRIGHTNESS = 0.08, 0.5, 0.2
+"""The augmentation of both."""
 
 
 def measured(work: Callable[[Callable[[], None]], None]) -> None:

@@ -17,7 +17,7 @@ import torch
 import typer
 from torch.nn import functional
 
-from benchmarks.measuring import BATCH, measured
+from benchmarks.measuring import BATCH, BRIGHTNESS, FLIP, SHIFT, measured
 from stages.faces.boxes import CENTRE
 from stages.faces.cut import cut
 from stages.learning.checkpoint import Checkpoint
@@ -60,7 +60,8 @@ def train(
         update={
             "freeze": freeze, "cached_views": views, "epochs": epochs, "patience": epochs,
             "batch_size": BATCH, "head_lr": 1e-3, "backbone_lr": 1e-3,
-            "flip_at_test": False, "ema": 0.0,  # what the reference does not do either
+            "shift": SHIFT, "flip": FLIP, "brightness": BRIGHTNESS, "rotation": 0.0, "zoom": 0.0,
+            "erasing": 0.0, "flip_at_test": False, "ema": 0.0,
         }
     )  # fmt: skip
     hardware = choose_hardware(knobs.device, knobs.precision, "train.device")

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from benchmarks.measuring import BATCH, CLASSES, measured
+from benchmarks.measuring import BATCH, BRIGHTNESS, CLASSES, FLIP, SHIFT, measured
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
@@ -44,14 +44,14 @@ class PhotoDataset(Dataset[tuple[Tensor, int]]):
 
 def transforms(side: int, augmented: bool) -> v2.Compose:
     """Resized to `side`; shifted, mirrored and brightened for training."""
-    shift = round(0.08 * side)
+    shift = round(SHIFT * side)
     return v2.Compose(
         [
             v2.Resize(side),
             v2.CenterCrop(side),
             v2.ToImage(),
             *([v2.RandomCrop(side, shift, padding_mode="edge")] if augmented else []),
-            *([v2.RandomHorizontalFlip(), v2.ColorJitter(brightness=0.2)] if augmented else []),
+            *([v2.RandomHorizontalFlip(FLIP), v2.ColorJitter(BRIGHTNESS)] if augmented else []),
             v2.ToDtype(torch.float32, scale=True),
             v2.Normalize(MEAN, STD),
         ]

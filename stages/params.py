@@ -157,6 +157,8 @@ class TrainParams(Section):
     shift: Share
     flip: Share
     brightness: Share
+    rotation: Annotated[float, Field(ge=0, le=180)]
+    zoom: Share
     erasing: Share
     device: Device
     precision: Literal["auto", "fp32", "bf16"]

@@ -32,6 +32,23 @@ def test_brightness_stays_within_its_range_and_differs_by_photo() -> None:
     assert len(bright[:, 0, 0, 0].unique()) == 50
 
 
+def test_turning_and_zooming_stay_within_their_ranges_and_differ_by_photo() -> None:
+    """What was a slope of 1 from left to right is as steep as the zoom, and turned."""
+    slope = torch.arange(16.0)[None, None, None, :].expand(300, 3, 16, 16)
+    turned = augment.turn_and_zoom(slope, 30.0, 0.25, seeded(0))[:, 0]
+    right, down = turned[:, 8, 9] - turned[:, 8, 8], turned[:, 9, 8] - turned[:, 8, 8]
+    angle, scale = torch.rad2deg(torch.atan2(-down, right)), torch.hypot(right, down)
+    assert -30.01 <= angle.min() < -25
+    assert 25 < angle.max() <= 30.01
+    assert 0.799 <= scale.min() < 0.84
+    assert 1.2 < scale.max() <= 1.251
+    middle = turned[:, 7:9, 7:9].mean(dim=(1, 2))
+    torch.testing.assert_close(middle, torch.full((300,), 7.5))
+    still = augment.turn_and_zoom(slope, 0.0, 0.0, seeded(0))
+    torch.testing.assert_close(still, slope, atol=1e-4, rtol=0)
+    assert still.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_erasing_blanks_a_rectangle_or_none() -> None:
     ones = torch.ones(100, 3, 20, 20)
     assert torch.equal(augment.erase(ones.clone(), 0.0, seeded(0)), ones)

@@ -2,13 +2,14 @@
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from stages.learning.device import normalise
 from stages.params import TrainParams
 
 
 def augment(pixels: Tensor, params: TrainParams, generator: torch.Generator) -> Tensor:
-    """Shift, flip, brighten, normalise and erase, each photo by its own random numbers.
+    """Shift, flip, brighten, normalise, turn, zoom and erase, each photo by its own random numbers.
 
     Args:
         pixels: B x H x W x 3, uint8.
@@ -19,6 +20,8 @@ def augment(pixels: Tensor, params: TrainParams, generator: torch.Generator) -> 
     """
     moved = shift_and_flip(pixels, params.shift, params.flip, generator)
     images = normalise(brighten(moved, params.brightness, generator))
+    if params.rotation or params.zoom:
+        images = turn_and_zoom(images, params.rotation, params.zoom, generator)
     return erase(images, params.erasing, generator)
 
 
@@ -40,6 +43,22 @@ def brighten(pixels: Tensor, brightness: float, generator: torch.Generator) -> T
     """Multiply each photo by a factor within 1 +- `brightness`; float32, 0 to 255."""
     drawn = torch.rand(len(pixels), 1, 1, 1, generator=generator, device=pixels.device)
     return (pixels * (1 + brightness * (2 * drawn - 1))).clamp_(0, 255)
+
+
+def turn_and_zoom(
+    images: Tensor, rotation: float, zoom: float, generator: torch.Generator
+) -> Tensor:
+    """Turn each photo by up to `rotation` degrees, and scale it by up to 1 + `zoom` either way.
+
+    About its middle, bilinear, edge pixels repeated; channels_last.
+    """
+    drawn = 2 * torch.rand(2, len(images), generator=generator, device=images.device) - 1
+    angle, scale = torch.deg2rad(rotation * drawn[0]), (1 + zoom) ** drawn[1]
+    cosine, sine, still = scale * angle.cos(), scale * angle.sin(), torch.zeros_like(scale)
+    matrix = torch.stack([cosine, -sine, still, sine, cosine, still], dim=1).view(-1, 2, 3)
+    grid = functional.affine_grid(matrix, list(images.shape), align_corners=False)
+    turned = functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
+    return turned.contiguous(memory_format=torch.channels_last)
 
 
 def erase(images: Tensor, probability: float, generator: torch.Generator) -> Tensor:

@@ -166,7 +166,10 @@ def _keep_features(
 
     one = compute(0, torch.zeros(1, dtype=torch.long, device=hardware.device))
     shape = (views, len(photos), *one.shape[1:])
-    augmentation = (params.seed, params.shift, params.flip, params.brightness, params.erasing)
+    augmentation = (
+        params.seed, params.shift, params.flip, params.brightness, params.rotation, params.zoom,
+        params.erasing,
+    )  # fmt: skip
     facts = (photos.sha256, str(prefix), shape, augmentation if augmented else "as they are")
     key = fingerprint(facts, prefix.state_dict(), CODE, hardware)
     kept = store.get(key, shape, hardware.dtype, compute_all)
