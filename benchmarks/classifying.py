@@ -50,6 +50,7 @@ def write_networks(folder: Path, size: int) -> None:
         heads="split",
         old_from=60,
         flip_at_test=True,
+        zoom_at_test=0.0,
         age_edges=[30, 60],
         crop=read_params().crop.model_copy(update={"side": size}),
         fallback=None,
@@ -83,7 +84,7 @@ def reference(paths: Sequence[Path], networks: Path) -> None:
     be_deterministic()
     hardware = choose_hardware("auto", "auto", "device")
     asked, recipe = read_networks(list(find_networks(networks, None).values()), hardware)
-    ensemble = Ensemble(asked, recipe.flip_at_test)
+    ensemble = Ensemble(asked, recipe)
     print("header", flush=True)
     for path in paths:
         photo = open_photo(path)
@@ -98,7 +99,7 @@ def split_of_time(paths: Sequence[Path], networks: Path) -> dict[str, float]:
     one_thread()
     hardware = choose_hardware("auto", "auto", "device")
     asked, recipe = read_networks(list(find_networks(networks, None).values()), hardware)
-    ensemble = Ensemble(asked, recipe.flip_at_test)
+    ensemble = Ensemble(asked, recipe)
     spent = dict.fromkeys(("decode", "detect", "cut", "networks"), 0.0)
 
     def timed(step: str, work: Callable[..., Result], *arguments: object) -> Result:

@@ -33,8 +33,8 @@ from stages.scoring.tau import nested
 REMEDIES: dict[str, dict[str, Any]] = {
     "default": {},
     "heads joint": {"heads": "joint"},
+    "heads split": {"heads": "split"},
     "heads ages, age_softness 3": {"heads": "ages", "age_softness": 3.0},
-    "heads ages, age_softness 0": {"heads": "ages"},
     "ema 0": {"ema": 0.0},
     "flip_at_test false": {"flip_at_test": False},
     "head_epochs 0": {"head_epochs": 0},
@@ -56,6 +56,8 @@ REMEDIES: dict[str, dict[str, Any]] = {
     "age_softness 6": {"age_softness": 6.0},
     "stop_on macro_f1": {"stop_on": "macro_f1"},
     "erasing 0.5": {"erasing": 0.5},
+    "rotation 10, zoom 0.15": {"rotation": 10.0, "zoom": 0.15},
+    "rotation 0, zoom 0": {"rotation": 0.0, "zoom": 0.0},
 }
 
 CROP, FOLDS = Path("data/crop"), Path("data/folds/folds.csv")

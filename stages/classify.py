@@ -367,7 +367,7 @@ def main(
         be_deterministic()
         hardware = choose_hardware(device, precision, "--device")
         asked, recipe = read_networks(files, hardware)
-        ensemble = Ensemble(asked, recipe.flip_at_test)
+        ensemble = Ensemble(asked, recipe)
         bar = stack.enter_context(
             tqdm(total=len(names), leave=False, disable=not sys.stderr.isatty())
         )

@@ -82,7 +82,7 @@ def main(
     be_deterministic()
     hardware = choose_hardware(device, precision, "--device")
     asked, recipe = read_networks(list(find_networks(networks, fold).values()), hardware)
-    ensemble = Ensemble(asked, recipe.flip_at_test)
+    ensemble = Ensemble(asked, recipe)
 
     def answer(photo: BytesIO, fallback: bool) -> dict[str, Any]:
         seen = look("", photo, recipe, fallback, max_pixels)

@@ -49,6 +49,7 @@ from stages.learning.portable import (
     trace,
 )
 from stages.learning.recipe import Recipe
+from stages.learning.views import name_views
 from stages.params import AggregateParams, read_params
 from stages.photos.labels import CLASSES, class_names
 from stages.photos.packed import Pixels, read_packed
@@ -130,7 +131,7 @@ def describe(source: Source, packages: Sequence[str]) -> dict[str, Any]:
     """What a user of the file has to know, and where it comes from."""
     recipe = source.recipe
     size = recipe.crop.side
-    means = ["a crop and its mirror image"] if recipe.flip_at_test else []
+    means = [of for of in [name_views(recipe.flip_at_test, recipe.zoom_at_test)] if of]
     means += [f"{len(source.networks)} networks"] if len(source.networks) > 1 else []
     return {
         "project": PROJECT,
@@ -220,7 +221,7 @@ def predict_folds(
     folds = list(zip(source.files, source.networks, strict=True))
     for fold, network in progress(folds, len(folds), "int8: networks scored"):
         own = (held_out["fold"] == fold).to_numpy()
-        ensemble = Ensemble([network], source.recipe.flip_at_test)
+        ensemble = Ensemble([network], source.recipe)
         fp32 = to_onnx(trace(ensemble, source.recipe.crop.side))
         int8 = quantise(fp32, some(crops, CALIBRATED, but_not=rows[own]))
         predicted[:, own] = predict_both((fp32, int8), crops[rows[own]])
@@ -322,7 +323,7 @@ def main(
     )
     described = describe(source, ONNX_PACKAGES if format != "torch" else ())
     print(f"export: networks of {networks}: {', '.join(described['networks'])} ({recipe.model})")
-    program = trace(Ensemble(source.networks, recipe.flip_at_test), recipe.crop.side)
+    program = trace(Ensemble(source.networks, recipe), recipe.crop.side)
 
     if format != "onnx":
         content = to_torch(program, described)

@@ -31,6 +31,7 @@ Heads = Literal["joint", "split", "ages"]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Count = Annotated[int, Field(ge=1, lt=2**31)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Zoom = Annotated[float, Field(ge=0, lt=0.9)]  # something is left of 16 pixels
 Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
@@ -152,6 +153,7 @@ class TrainParams(Section):
     mix_alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     ema: Annotated[float, Field(ge=0, lt=1)]
     flip_at_test: bool
+    zoom_at_test: Zoom
     old_from: Annotated[int, Field(ge=1, le=120)]
     age_softness: Rate
     shift: Share

@@ -35,7 +35,7 @@ from stages.learning.checkpoint import Checkpoint
 from stages.learning.device import Hardware, be_deterministic, choose_hardware
 from stages.learning.feature_store import FeatureStore, project_folder
 from stages.learning.fingerprint import fingerprint
-from stages.learning.fit import evaluate, fit
+from stages.learning.fit import evaluate, fit, score
 from stages.learning.inputs import Photos, prepare
 from stages.learning.network import build, count_parameters, freeze
 from stages.learning.recipe import Recipe
@@ -168,6 +168,7 @@ def recipe_of(params: Params, fallback: Path) -> Recipe:
         heads=params.train.heads,
         old_from=params.train.old_from,
         flip_at_test=params.train.flip_at_test,
+        zoom_at_test=params.train.zoom_at_test,
         age_edges=params.labels.age_edges,
         crop=params.crop,
         fallback=json.loads(fallback.read_text(encoding="utf-8"))["box"],
@@ -254,13 +255,19 @@ def main(
         )
 
     inputs = fitted.inputs
-    scores = {"train": evaluate(inputs, training), "validation": evaluate(inputs, validation)}
-    probabilities = inputs.predict(validation).exp().numpy()
+    # Zoomed views are for these predictions alone: they would cost an epoch more than they tell it.
+    predicted = inputs.predict(validation, params.train.zoom_at_test)
+    scores = {
+        "train": evaluate(inputs, training),
+        "validation": score(predicted, photos.labels[validation].cpu()),
+    }
     recipe = recipe_of(params, crop / "fallback.json")
     write_weights(out / "network.safetensors", network.state_dict(), recipe)
     write_table(
         out / "out_of_fold.csv",
-        probability_table(table[held_out][["person", "photo", "fold", "label"]], probabilities),
+        probability_table(
+            table[held_out][["person", "photo", "fold", "label"]], predicted.exp().numpy()
+        ),
         float_format="%.6g",
     )
     write_table(out / "history.csv", pd.DataFrame(fitted.history), float_format="%.6f")

@@ -24,6 +24,7 @@ def small_recipe(fallback: list[float] | None) -> Recipe:
         heads="ages",
         old_from=60,
         flip_at_test=True,
+        zoom_at_test=0.1,
         age_edges=[30, 60],
         crop=crop.model_copy(update={"side": 32}),
         fallback=fallback,

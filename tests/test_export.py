@@ -23,11 +23,13 @@ from stages.errors import UserError
 from stages.learning import portable
 from stages.learning.ensemble import Ensemble, Probabilities, mean_probabilities
 from stages.learning.network import build
+from stages.learning.views import views_at_test
 from stages.learning.weight_files import write_weights
 from stages.params import read_params
 from stages.photos.packed import Pixels, write_packed
 from stages.train import recipe_of
 from tests.conftest import ROOT
+from tests.small import small_recipe
 
 SIDE, PHOTOS = 32, 40
 CROPS = np.random.default_rng(0).integers(0, 256, (PHOTOS, SIDE, SIDE, 3), dtype=np.uint8)
@@ -54,6 +56,8 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         for old, new in {
             "index: [0, 1, 2, 3, 4]": "index: [0, 1]",
             "side: 48": f"side: {SIDE}",
+            "heads: split": "heads: ages",
+            "zoom_at_test: 0.0": "zoom_at_test: 0.2",
         }.items():
             assert old in text
             text = text.replace(old, new)
@@ -71,7 +75,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         Path("fallback.json").write_text('{"box": [0.2, 0.3, 0.5, 0.5]}')
         recipe = recipe_of(read_params(), Path("fallback.json"))
         for fold in range(2):
-            state = build("resnet18", SIDE, "split", seed=fold).state_dict()
+            state = build("resnet18", SIDE, "ages", seed=fold).state_dict()
             state["fc.weight"] *= 20  # sure of itself, and so different from photo to photo
             results = Path(f"data/train/fold{fold}")
             write_weights(results / "network.safetensors", state, recipe)
@@ -101,16 +105,14 @@ def original(workspace: Path) -> Probabilities:
     )
 
 
-def test_the_ensemble_is_the_mean_over_networks_and_mirror_images(original: Probabilities) -> None:
+def test_the_ensemble_is_the_mean_over_networks_and_views(original: Probabilities) -> None:
     networks = export.read_source(Path("data/train"), None).networks
-    each = []
-    for network in networks:
-        for crops in (CROPS, CROPS[:, :, ::-1]):
-            scaled = crops.astype(np.float32) / 255
-            images = (scaled - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
-            with torch.inference_mode():
-                logits = network(torch.from_numpy(images.transpose(0, 3, 1, 2)).float())
-            each.append(logits.softmax(1).numpy())
+    scaled = CROPS.astype(np.float32) / 255
+    images = (scaled - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    views = views_at_test(torch.from_numpy(images.transpose(0, 3, 1, 2)).float(), True, 0.2)
+    assert len(views) == 6
+    with torch.inference_mode():
+        each = [network(view).softmax(1).numpy() for network in networks for view in views]
     assert original == pytest.approx(np.mean(each, axis=0), abs=1e-5)
     assert original.std(axis=0).max() > 0.01, "photos differ, or nothing would be tested"
 
@@ -286,4 +288,4 @@ def test_networks_that_are_too_large_for_onnx_are_named(monkeypatch: pytest.Monk
     monkeypatch.setattr(portable, "ONNX_BYTES", 1000)
     network = nn.Sequential(nn.Flatten(), nn.Linear(3 * SIDE * SIDE, 18))
     with pytest.raises(UserError, match="an ONNX file ends at 2: export one with --fold"):
-        portable.to_onnx(portable.trace(Ensemble([network], flip_at_test=False), SIDE))
+        portable.to_onnx(portable.trace(Ensemble([network], small_recipe(None)), SIDE))

@@ -17,6 +17,7 @@ from stages.learning.device import Hardware, normalise
 from stages.learning.feature_store import FeatureStore
 from stages.learning.inputs import Inputs, Photos, prepare
 from stages.learning.network import AgesHead, build
+from stages.learning.views import views_at_test
 from stages.params import TrainParams, read_params
 from stages.photos.labels import CLASSES, YEARS
 from tests.conftest import Change
@@ -209,13 +210,16 @@ def test_a_moving_average_is_what_is_kept(knobs: Knobs) -> None:
 
 
 @pytest.mark.parametrize("freeze", ["none", "layer3"])
-def test_flipping_at_test_averages_a_photo_and_its_mirror_image(knobs: Knobs, freeze: str) -> None:
+def test_flipping_and_zooming_at_test_average_the_views(knobs: Knobs, freeze: str) -> None:
     network = build("resnet18", 32)
     fitted = train(network, knobs(epochs=1, freeze=freeze, flip_at_test=True))[0]
     images = normalise(photos(32).pixels[HELD_OUT])
-    with torch.inference_mode():
-        both = network.eval()(images).softmax(1) + network(images.flip(3)).softmax(1)
-    assert torch.allclose(fitted.inputs.predict(HELD_OUT).exp(), both / 2, atol=1e-4)
+    for zoom in (0.0, 0.2):
+        views = views_at_test(images, True, zoom)
+        with torch.inference_mode():
+            mean = torch.stack([network.eval()(view).softmax(1) for view in views]).mean(0)
+        predicted = fitted.inputs.predict(HELD_OUT, zoom).exp()
+        assert torch.allclose(predicted, mean, atol=1e-4)
 
 
 class OutOfMemory(nn.Module):

@@ -13,6 +13,7 @@ from stages.errors import UserError
 from stages.learning.device import Hardware, normalise
 from stages.learning.network import build
 from stages.learning.recipe import Recipe
+from stages.learning.views import count_views, views_at_test
 from stages.learning.weight_files import load_network, read_recipe
 from stages.photos.labels import CLASSES
 from stages.progress import progress
@@ -50,19 +51,18 @@ class Ensemble(nn.Module):
     """Networks as one, from crops to probabilities: what is predicted with, and exported.
 
     Args:
-        flip_at_test: whether the mean is over mirror images, too.
+        recipe: says which views of a crop the mean is over.
     """
 
-    def __init__(self, networks: Sequence[nn.Module], flip_at_test: bool) -> None:
+    def __init__(self, networks: Sequence[nn.Module], recipe: Recipe) -> None:
         super().__init__()
         self.networks = nn.ModuleList(networks)
-        self.views = 2 if flip_at_test else 1
+        self.flip, self.zoom = recipe.flip_at_test, recipe.zoom_at_test
+        self.views = count_views(self.flip, self.zoom)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Probabilities (B x 18, float32) of crops (B x size x size x 3, RGB, uint8)."""
-        images = normalise(pixels)
-        if self.views == 2:
-            images = torch.cat([images, images.flip(3)])
+        images = torch.cat(views_at_test(normalise(pixels), self.flip, self.zoom))
         each = [network(images).float().softmax(dim=1) for network in self.networks]
         probabilities = torch.stack(each).mean(dim=0)
         return probabilities.unflatten(0, (self.views, -1)).mean(dim=0)  # type: ignore[no-any-return]
@@ -82,16 +82,16 @@ def mean_probabilities(
     hardware: Hardware,
     batch_size: int,
 ) -> Probabilities:
-    """Mean over the networks, and over mirror images if the recipe says so, of their softmaxes.
+    """Mean of the networks' softmaxes, over the views of each crop that the recipe names.
 
     Args:
         pixels: crops, N x size x size x 3, uint8.
-        batch_size: images computed at once; a photo and its mirror image are two.
+        batch_size: images computed at once; each view of a photo is one.
 
     Returns:
         Probabilities of the classes, N x 18.
     """
-    ensemble = Ensemble(networks, recipe.flip_at_test)
+    ensemble = Ensemble(networks, recipe)
     batches = pixels.split(max(1, batch_size // ensemble.views))
     found = [torch.empty(0, CLASSES)]
     for batch in progress(batches, len(batches), "photos predicted"):

@@ -299,9 +299,12 @@ def learning_rate_factor(step: int, total: int, warmup: float) -> float:
 
 
 def evaluate(inputs: Inputs, photos: Tensor) -> dict[str, float]:
-    """Loss (cross entropy, no smoothing), macro F1 and accuracy, without augmentation."""
-    log_probabilities = inputs.predict(photos)
-    labels = inputs.photos.labels[photos].cpu()
+    """The score of photos without augmentation."""
+    return score(inputs.predict(photos), inputs.photos.labels[photos].cpu())
+
+
+def score(log_probabilities: Tensor, labels: Tensor) -> dict[str, float]:
+    """Loss (cross entropy, no smoothing), macro F1 and accuracy (N x 18, N; both on the CPU)."""
     counts = confusion(labels, log_probabilities.argmax(dim=1))
     return {
         "loss": functional.nll_loss(log_probabilities, labels).item(),

@@ -16,6 +16,7 @@ from stages.learning.device import Hardware, normalise
 from stages.learning.feature_store import FeatureStore
 from stages.learning.fingerprint import fingerprint
 from stages.learning.network import split
+from stages.learning.views import views_at_test
 from stages.params import TrainParams
 from stages.photos.labels import CLASSES
 from stages.progress import progress
@@ -76,31 +77,30 @@ class Inputs:
         return logits.float()
 
     @torch.no_grad()
-    def predict(self, rows: Tensor) -> Tensor:
+    def predict(self, rows: Tensor, zoom: float = 0.0) -> Tensor:
         """Log-probabilities (R x 18, float32, on the CPU) without augmentation.
 
-        With `flip_at_test`, those of the mean over the photos and their mirror images.
+        Those of the mean over the views of each photo: its mirror image with `flip_at_test`, and
+        nearer and farther ones by `zoom`.
         """
         self.rest.eval()
         found = [torch.empty(0, CLASSES)]
         for chosen in rows.split(CHUNK):
-            views = [
-                self._logits_as_they_are(chosen, mirrored).log_softmax(dim=1)
-                for mirrored in range(1 + self.params.flip_at_test)
-            ]
-            found.append((torch.stack(views).logsumexp(dim=0) - math.log(len(views))).cpu())
+            with self.hardware.autocast():
+                logits = [self.rest(view) for view in self._views(chosen, zoom)]
+            views = torch.stack([each.float().log_softmax(dim=1) for each in logits])
+            found.append((views.logsumexp(dim=0) - math.log(len(views))).cpu())
         return torch.cat(found)
 
-    def _logits_as_they_are(self, rows: Tensor, mirrored: int) -> Tensor:
-        with self.hardware.autocast():
-            if self.plain is not None:
-                batch = self._kept(self.plain, torch.full_like(rows, mirrored), rows)
-            else:
-                pixels = self.hardware.gather(self.photos.pixels, rows)
-                batch = normalise(pixels.flip(2) if mirrored else pixels)
-                batch = batch if self.prefix is None else self.prefix(batch)
-            logits: Tensor = self.rest(batch)
-        return logits.float()
+    def _views(self, rows: Tensor, zoom: float) -> Iterator[Tensor]:
+        """What the rest of the network takes of each view; of kept ones, where they are all."""
+        if self.plain is not None and not zoom:
+            for mirrored, _ in enumerate(self.plain):
+                yield self._kept(self.plain, torch.full_like(rows, mirrored), rows)
+            return
+        images = normalise(self.hardware.gather(self.photos.pixels, rows))
+        for view in views_at_test(images, self.params.flip_at_test, zoom):
+            yield view if self.prefix is None else self.prefix(view)
 
     def _kept(self, features: Tensor, view: Tensor, rows: Tensor) -> Tensor:
         place = view * len(self.photos) + rows

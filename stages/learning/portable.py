@@ -142,13 +142,16 @@ class Calibration:
 
 def quantise(content: bytes, crops: Pixels) -> bytes:
     """An ONNX file in int8 (static, QDQ, weights by channel), its ranges those seen on `crops`."""
-    import onnx
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     with tempfile.TemporaryDirectory() as folder:
-        prepared, quantised = Path(folder) / "prepared.onnx", Path(folder) / "int8.onnx"
-        quant_pre_process(onnx.load_from_string(content), prepared)
+        fp32, prepared, quantised = (
+            Path(folder) / f"{name}.onnx" for name in ("fp32", "prepared", "int8")
+        )
+        fp32.write_bytes(content)
+        # onnxruntime's own shape inference does not know ReduceLogSumExp; that of ONNX follows.
+        quant_pre_process(fp32, prepared, skip_symbolic_shape=True)
         quantize_static(
             prepared,
             quantised,

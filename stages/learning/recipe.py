@@ -3,7 +3,7 @@
 It travels in the file of the weights, so that this file alone is enough to classify a photo.
 """
 
-from stages.params import AgeEdges, CropParams, Heads, Model, Section
+from stages.params import AgeEdges, CropParams, Heads, Model, Section, Zoom
 
 
 class Recipe(Section):
@@ -18,6 +18,7 @@ class Recipe(Section):
     heads: Heads
     old_from: int
     flip_at_test: bool
+    zoom_at_test: Zoom
     age_edges: AgeEdges
     crop: CropParams
     fallback: list[float] | None
