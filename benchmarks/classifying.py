@@ -48,7 +48,6 @@ def write_networks(folder: Path, size: int) -> None:
     recipe = Recipe(
         model="resnet18",
         heads="split",
-        old_from=60,
         flip_at_test=True,
         zoom_at_test=0.0,
         age_edges=[30, 60],

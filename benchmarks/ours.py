@@ -59,7 +59,9 @@ def train(
     knobs = params.train.model_copy(
         update={
             "freeze": freeze, "cached_views": views, "epochs": epochs, "patience": epochs,
-            "batch_size": BATCH, "head_lr": 1e-3, "backbone_lr": 1e-3,
+            "batch_size": BATCH, "head_lr": 1e-3, "backbone_lr": 1e-3, "lr_decay": 1.0,
+            "head_epochs": 0, "unfreeze_every": 0, "optimizer": "adamw", "loss": "cross_entropy",
+            "label_smoothing": 0.1, "sampler": "as_is", "mix": "none",
             "shift": SHIFT, "flip": FLIP, "brightness": BRIGHTNESS, "rotation": 0.0, "zoom": 0.0,
             "erasing": 0.0, "flip_at_test": False, "ema": 0.0,
         }

@@ -23,11 +23,12 @@ from stages.scoring.comparison import paired_difference, signed
 from stages.scoring.metrics import (
     Counts,
     accuracy,
+    counts_of,
     interval,
     macro_f1,
     resample_people,
 )
-from stages.scoring.out_of_fold import counts_of, read_out_of_fold
+from stages.scoring.out_of_fold import read_out_of_fold
 from stages.scoring.tau import nested
 
 REMEDIES: dict[str, dict[str, Any]] = {

@@ -16,8 +16,7 @@ import pandas as pd
 from ruamel.yaml import YAML
 
 from stages.photos.tables import PROBABILITIES
-from stages.scoring.metrics import Counts
-from stages.scoring.out_of_fold import counts_of
+from stages.scoring.metrics import Counts, counts_of
 
 ROOT = Path(__file__).parents[1]
 

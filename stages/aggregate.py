@@ -24,11 +24,12 @@ from stages.photos.tables import PROBABILITIES, read_text_table
 from stages.scoring.metrics import (
     SCORES,
     confusion,
+    counts_of,
     f1_per_class,
     interval,
     resample_people,
 )
-from stages.scoring.out_of_fold import counts_of, fold_folders, read_fold_metrics, read_out_of_fold
+from stages.scoring.out_of_fold import fold_folders, read_fold_metrics, read_out_of_fold
 from stages.scoring.tau import choose_tau, nested
 
 

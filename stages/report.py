@@ -41,8 +41,8 @@ from stages.revisions import git_state, read_metrics, read_run
 from stages.scoring.calibration import calibration, expected_calibration_error
 from stages.scoring.comparison import judge, leaks, shared_photos, signed
 from stages.scoring.groups import f1_of_attributes
-from stages.scoring.metrics import NAMES, SCORES, interval, resample_people
-from stages.scoring.out_of_fold import counts_of, read_fold_metrics
+from stages.scoring.metrics import NAMES, SCORES, counts_of, interval, resample_people
+from stages.scoring.out_of_fold import read_fold_metrics
 
 Entry = dict[str, Any]
 

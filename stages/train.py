@@ -120,11 +120,11 @@ def shares_by_age(
         N x (number of edges + 1), rows that sum to 1.
     """
     # The edge is between two ages in years: who is 59 is below 59.5, who is 60 above it.
-    years = np.subtract(edges, 0.5) - ages.to_numpy()[:, None]
+    distances = np.subtract(edges, 0.5) - ages.to_numpy()[:, None]
     if softness:
-        below = torch.special.ndtr(torch.from_numpy(years / softness)).numpy()
+        below = torch.special.ndtr(torch.from_numpy(distances / softness)).numpy()
     else:
-        below = (years > 0).astype(float)
+        below = (distances > 0).astype(float)
     return np.diff(below, prepend=0, append=1)
 
 
@@ -136,6 +136,7 @@ def targets_to_learn(
     With `heads: ages` those of the ages in years come after them (N x (18 + 121)).
 
     Args:
+        labels: of which mask and gender are taken; the age group is that of `ages`.
         edges: ages at which the second and the third group begin, for training.
     """
     of_face = np.eye(CLASSES // AGE_GROUPS)[labels.to_numpy() // AGE_GROUPS]
@@ -161,12 +162,29 @@ def check_classes(labels: "pd.Series[int]", fold: int) -> None:
         )
 
 
+def check_together(params: TrainParams) -> None:
+    """Some knobs do not go together.
+
+    Raises:
+        UserError: naming two such knobs, and what to set.
+    """
+    if params.heads == "ages" and params.loss != "cross_entropy":
+        raise UserError(
+            f"train.loss: {params.loss} weighs classes, which the ages in years that train.heads: "
+            "ages learns would undo: set train.loss to cross_entropy, or train.heads to split"
+        )
+    if params.cached_views and params.mix != "none":
+        raise UserError(
+            f"train.mix: {params.mix} mixes other photos in each epoch, which cannot be cached: "
+            "set train.cached_views to 0, or train.mix to none"
+        )
+
+
 def recipe_of(params: Params, fallback: Path) -> Recipe:
     """How the networks of this run are used; `fallback` is what the stage `crop` wrote."""
     return Recipe(
         model=params.weights.model,
         heads=params.train.heads,
-        old_from=params.train.old_from,
         flip_at_test=params.train.flip_at_test,
         zoom_at_test=params.train.zoom_at_test,
         age_edges=params.labels.age_edges,
@@ -200,14 +218,9 @@ def main(
 
     to_learn = labels_to_learn(table, params.train.old_from, params.labels.age_edges)
     check_classes(to_learn[~held_out], fold)
+    check_together(params.train)
     edges = (params.labels.age_edges[0], params.train.old_from)
     targets = targets_to_learn(table["label"], table["age"], edges, params.train)
-    if params.train.cached_views and params.train.mix != "none":
-        raise UserError(
-            f"train.mix: {params.train.mix} mixes other photos in each epoch, which cannot be "
-            "cached: set train.cached_views to 0, or train.mix to none"
-        )
-
     if params.train.cached_views and params.train.freeze == "none":
         print("train.cached_views: nothing is frozen, so that photos are augmented in each epoch")
     if params.train.batch_size > len(training):
@@ -217,7 +230,10 @@ def main(
         )
 
     network = build(
-        params.weights.model, photos.pixels.shape[1], params.train.heads, age_edges=edges
+        params.weights.model,
+        photos.pixels.shape[1],
+        params.train.heads,
+        age_edges=params.labels.age_edges,
     )
     load_network(network, initial)
     network.to(memory_format=torch.channels_last).to(hardware.device)

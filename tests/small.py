@@ -22,7 +22,6 @@ def small_recipe(fallback: list[float] | None) -> Recipe:
     return Recipe(
         model="mobilenet_v2",
         heads="ages",
-        old_from=60,
         flip_at_test=True,
         zoom_at_test=0.1,
         age_edges=[30, 60],

@@ -49,6 +49,11 @@ def test_turning_and_zooming_stay_within_their_ranges_and_differ_by_photo() -> N
     assert still.is_contiguous(memory_format=torch.channels_last)
 
 
+def test_a_photo_that_is_turned_has_its_edge_repeated() -> None:
+    ones = torch.ones(20, 3, 16, 16)
+    torch.testing.assert_close(augment.turn_and_zoom(ones, 45.0, 0.5, seeded(0)), ones)
+
+
 def test_erasing_blanks_a_rectangle_or_none() -> None:
     ones = torch.ones(100, 3, 20, 20)
     assert torch.equal(augment.erase(ones.clone(), 0.0, seeded(0)), ones)

@@ -142,17 +142,6 @@ def test_ldam_has_a_margin_and_later_weights(knobs: Knobs) -> None:
     assert class_weights(COUNTS, params, late=False) is None
 
 
-@pytest.mark.parametrize("kind", ["cross_entropy", "logit_adjusted"])
-def test_the_cross_entropy_of_the_years_is_added(knobs: Knobs, kind: str) -> None:
-    """Of two years with logits 0 and 3, a quarter of the first and three quarters of the other."""
-    params = knobs(loss=kind)
-    outputs = torch.cat([LOGITS, torch.tensor([[0.0, 3.0]])], dim=1)
-    shares = torch.cat([TARGET, torch.tensor([[0.25, 0.75]])], dim=1)
-    of_years = math.log(1 + math.exp(3)) - 0.75 * 3
-    both = photo_losses(outputs, shares, COUNTS, params).item()
-    assert both == pytest.approx(loss(params) + of_years, rel=1e-5)
-
-
 def test_cutmix_joins_two_halves(knobs: Knobs) -> None:
     images = torch.arange(3.0)[:, None, None, None].expand(3, 3, 4, 4)
     targets = functional.one_hot(torch.tensor([4, 5, 6]), 18).float()

@@ -12,11 +12,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
 from stages import classify, clean, crop, predict
 from stages.errors import UserError
 from stages.faces.marking import mark
+from stages.learning.device import Hardware
+from stages.learning.ensemble import read_networks
+from stages.learning.network import AgesHead, head_name
 from stages.learning.recipe import Recipe
 from stages.params import read_params
 from stages.photos.labels import attribute_names, class_names
@@ -345,6 +349,17 @@ def test_what_is_missing_is_named_with_the_command_that_makes_it(run: Run, photo
     Path("empty").mkdir()
     empty = run(classify.main, "empty", code=1)
     assert empty.stderr == "error: empty holds no photo (.jpg, .jpeg, .png)\n"
+
+
+def test_networks_are_read_with_the_age_edges_they_were_trained_with(networks: Recipe) -> None:
+    recipe = networks.model_copy(update={"heads": "ages", "age_edges": [20, 50]})
+    write_networks(Path("other"), recipe, folds=1)
+    path = Path("other/fold0/network.safetensors")
+    (network,), read = read_networks([path], Hardware(torch.device("cpu"), torch.float32))
+    assert read == recipe
+    head = network.get_submodule(head_name(network))
+    assert isinstance(head, AgesHead)
+    assert head.group_sizes == (20, 30, 71)
 
 
 def test_networks_of_two_ways_are_not_averaged(run: Run, photos: Path, networks: Recipe) -> None:

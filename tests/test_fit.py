@@ -118,6 +118,7 @@ def test_a_head_of_ages_learns_years_and_predicts_classes(knobs: Knobs) -> None:
     with torch.inference_mode():
         assert network.eval()(images).shape == (12, CLASSES)
         of_years = network.train()(images)[:, CLASSES:]
+    assert fitted.history[0]["train_loss"] < 4, "of the classes alone, as the validation's"
     assert of_years.argmax(dim=1).tolist() == (20 + 25 * photos().labels[HELD_OUT]).tolist()
 
 
@@ -185,7 +186,15 @@ def test_the_best_epoch_comes_back_whole_though_more_trained_after_it(knobs: Kno
 
 
 def test_cached_views_without_augmentation_equal_no_cache_to_rounding(knobs: Knobs) -> None:
-    plain = {"shift": 0.0, "flip": 0.0, "brightness": 0.0, "erasing": 0.0, "freeze": "layer3"}
+    plain = {
+        "shift": 0.0,
+        "flip": 0.0,
+        "brightness": 0.0,
+        "rotation": 0.0,
+        "zoom": 0.0,
+        "erasing": 0.0,
+        "freeze": "layer3",
+    }
     networks = [build("resnet18", 32), build("resnet18", 32)]
     histories = []
     for network, views in zip(networks, (0, 1), strict=True):
@@ -194,6 +203,18 @@ def test_cached_views_without_augmentation_equal_no_cache_to_rounding(knobs: Kno
         histories.append(train(network, params)[0].history)
     for fresh, cached in zip(*histories, strict=True):
         assert fresh == pytest.approx(cached, rel=1e-3)
+
+
+def test_views_are_kept_for_each_augmentation(knobs: Knobs) -> None:
+    def kept(**augmentation: float) -> int:
+        train(
+            build("resnet18", 32), knobs(epochs=1, freeze="layer4", cached_views=1, **augmentation)
+        )
+        Path("fold0.checkpoint").unlink()
+        return len(list(Path("features").glob("*.features")))
+
+    counts = [kept(), kept(), kept(rotation=5.0), kept(zoom=0.1), kept(erasing=0.5)]
+    assert [count - counts[0] for count in counts] == [0, 0, 1, 2, 3]
 
 
 def test_a_moving_average_is_what_is_kept(knobs: Knobs) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from stages.photos.labels import attribute_names
 from stages.scoring.groups import f1_of_attributes, score_groups
-from stages.scoring.out_of_fold import counts_of
+from stages.scoring.metrics import counts_of
 
 
 def photos(

@@ -8,7 +8,13 @@ import torch
 
 from stages.errors import UserError
 from stages.params import TrainParams, read_params
-from stages.train import check_classes, labels_to_learn, photos_of, targets_to_learn
+from stages.train import (
+    check_classes,
+    check_together,
+    labels_to_learn,
+    photos_of,
+    targets_to_learn,
+)
 
 PEOPLE = pd.DataFrame({"age": [29, 30, 57, 58, 59, 60, 58], "label": [0, 1, 1, 1, 1, 2, 16]})
 
@@ -75,6 +81,21 @@ def test_ages_in_years_come_after_the_classes(knobs: TrainParams) -> None:
         years[0, 58:61], torch.tensor([0.1747, 0.1974, 0.1747]), atol=1e-4, rtol=0
     )
     torch.testing.assert_close(years.sum(dim=1), torch.ones(3))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"heads": "ages", "loss": "focal"}, "train.loss: focal weighs classes"),
+        ({"mix": "cutmix", "cached_views": 4}, "train.mix: cutmix mixes other photos"),
+    ],
+)
+def test_knobs_that_do_not_go_together_are_named(
+    knobs: TrainParams, changes: dict[str, object], message: str
+) -> None:
+    check_together(knobs)
+    with pytest.raises(UserError, match=message):
+        check_together(knobs.model_copy(update=changes))
 
 
 def test_a_class_with_nothing_to_learn_from_is_named() -> None:

@@ -79,9 +79,6 @@ def photo_losses(
 ) -> Tensor:
     """Loss of each photo (B), from logits (B x 18) and the shares of its classes (B x 18).
 
-    Where ages in years come after the classes, in both (`heads: ages`, B x (18 + 121)), their cross
-    entropy is added.
-
     Label smoothing goes with each of the losses:
 
     - `cross_entropy`; `class_weighted` by inverse frequency; `effective_number` (Cui et al.,
@@ -95,8 +92,6 @@ def photo_losses(
         counts: photos of each class in the training part (18).
         late: whether the deferred re-weighting of LDAM has begun.
     """
-    logits, of_years = logits.tensor_split([CLASSES], dim=1)
-    targets, years = targets.tensor_split([CLASSES], dim=1)
     smoothed = targets * (1 - params.label_smoothing) + params.label_smoothing / CLASSES
     known = counts.clamp(min=1).float()
     match params.loss:
@@ -111,5 +106,4 @@ def photo_losses(
     weights = class_weights(counts, params, late)
     if weights is not None:
         smoothed = smoothed * weights
-    of_classes = -(smoothed * logits.log_softmax(dim=1)).sum(dim=1)
-    return of_classes - (years * of_years.log_softmax(dim=1)).sum(dim=1)
+    return -(smoothed * logits.log_softmax(dim=1)).sum(dim=1)

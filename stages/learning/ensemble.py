@@ -33,7 +33,7 @@ def read_networks(paths: Sequence[Path], hardware: Hardware) -> tuple[list[nn.Mo
             recipe.model,
             recipe.crop.side,
             recipe.heads,
-            age_edges=(recipe.age_edges[0], recipe.old_from),
+            age_edges=recipe.age_edges,
         )
     networks = []
     for path in paths:

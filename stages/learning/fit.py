@@ -247,6 +247,9 @@ def backward(
 ) -> Tensor:
     """Gradients of the mean loss of a batch, in micro-batches that fit into memory; the loss.
 
+    To the loss of the classes comes, with `heads: ages`, the cross entropy of the years, which is
+    not in the loss that is given back: it would not compare with that of the validation.
+
     Where one does not, half its size is tried, and remembered. The gradients are those of the whole
     batch, to rounding, but for BatchNorm, which takes its statistics from each micro-batch.
 
@@ -261,8 +264,11 @@ def backward(
             for some, their in zip(
                 batch.tensor_split(pieces), targets.tensor_split(pieces), strict=True
             ):
-                loss = loss_of(inputs.forward(some), their).sum() / len(batch)
-                loss.backward()
+                logits, of_years = inputs.forward(some).tensor_split([CLASSES], dim=1)
+                shares, years = their.tensor_split([CLASSES], dim=1)
+                loss = loss_of(logits, shares).sum() / len(batch)
+                year_loss = -(years * of_years.log_softmax(dim=1)).sum() / len(batch)
+                (loss + year_loss).backward()
                 total += loss.detach()
             return total
         except torch.OutOfMemoryError:

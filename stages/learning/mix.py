@@ -21,7 +21,7 @@ def mix(images: Tensor, targets: Tensor, params: TrainParams) -> tuple[Tensor, T
     if params.mix == "none" or torch.rand(()) >= params.mix_share:
         return images, targets
     if params.mix == "mixup":
-        pairs = v2.MixUp(alpha=params.mix_alpha, num_classes=targets.shape[1])
+        pairs = v2.MixUp(alpha=params.mix_alpha)
         mixed: tuple[Tensor, Tensor] = pairs(images, targets)
         return mixed
     half = images.shape[-1] // 2

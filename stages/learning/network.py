@@ -1,4 +1,4 @@
-"""torchvision's networks with a head of 18 classes, and freezing them part by part."""
+"""torchvision's networks with a head for the 18 classes, and freezing them part by part."""
 
 from collections.abc import Mapping, Sequence
 
@@ -78,7 +78,7 @@ def build(
     seed: int = 0,
     age_edges: Sequence[int] = (30, 60),
 ) -> nn.Module:
-    """A torchvision network with 18 outputs and random weights, drawn from `seed`.
+    """A torchvision network that tells the 18 classes, with random weights, drawn from `seed`.
 
     Args:
         size: side of the crops in pixels, which a vision transformer has to know.

@@ -9,14 +9,12 @@ from stages.params import AgeEdges, CropParams, Heads, Model, Section, Zoom
 class Recipe(Section):
     """What a network's state does not tell.
 
-    `old_from` is the age at which the last group of `heads: ages` begins. `fallback` is the median
-    box of the faces trained on (left, top, width, height as shares of the photo), for photos in
-    which no face is found; None if there was none in training either.
+    `fallback` is the median box of the faces trained on (left, top, width, height as shares of the
+    photo), for photos in which no face is found; None if there was none in training either.
     """
 
     model: Model
     heads: Heads
-    old_from: int
     flip_at_test: bool
     zoom_at_test: Zoom
     age_edges: AgeEdges

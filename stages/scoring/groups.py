@@ -9,12 +9,12 @@ from scipy.stats import t as student
 from stages.scoring.metrics import (
     SCORES,
     Counts,
+    counts_of,
     f1_per_class,
     interval,
     of_attribute,
     resample_people,
 )
-from stages.scoring.out_of_fold import counts_of
 
 ANSWERS = ("accuracy", "mask", "gender", "age")
 """What a photo can be right in: all three, or each alone."""

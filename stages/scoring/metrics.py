@@ -1,11 +1,15 @@
 """Macro F1 and accuracy from confusion counts, with intervals from a bootstrap over people."""
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from stages.photos.labels import AGE_GROUPS, CLASSES, GENDERS, MASKS, Labels
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Counts = NDArray[np.float64]
 """Confusion counts, ... x C x C: actual class, predicted class."""
@@ -25,6 +29,13 @@ def confusion_by_person(labels: Labels, predicted: Labels, people: NDArray[np.st
     counts = np.zeros((len(names), CLASSES, CLASSES))
     np.add.at(counts, (person, labels, predicted), 1)
     return counts
+
+
+def counts_of(table: "pd.DataFrame") -> Counts:
+    """Confusion counts by person (P x 18 x 18) of a table with person, label, predicted."""
+    return confusion_by_person(
+        table["label"].to_numpy(), table["predicted"].to_numpy(), table["person"].to_numpy(str)
+    )
 
 
 def f1_per_class(counts: Counts) -> Figures:

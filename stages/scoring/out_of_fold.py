@@ -9,7 +9,6 @@ from typing import Any
 import pandas as pd
 
 from stages.photos.tables import read_stage_table
-from stages.scoring.metrics import Counts, confusion_by_person
 
 
 def fold_folders(results: Path, index: Sequence[int]) -> list[Path]:
@@ -34,13 +33,6 @@ def read_out_of_fold(results: Path, index: Sequence[int]) -> pd.DataFrame:
         read_stage_table(folder / "out_of_fold.csv") for folder in fold_folders(results, index)
     ]
     return pd.concat(tables, ignore_index=True)
-
-
-def counts_of(table: pd.DataFrame) -> Counts:
-    """Confusion counts by person (P x 18 x 18) of a table with person, label, predicted."""
-    return confusion_by_person(
-        table["label"].to_numpy(), table["predicted"].to_numpy(), table["person"].to_numpy(str)
-    )
 
 
 def read_fold_metrics(results: Path, index: Sequence[int]) -> list[dict[str, Any]]:
