@@ -38,6 +38,8 @@ REMEDIES: dict[str, dict[str, Any]] = {
     "heads ages, age_softness 3": {"heads": "ages", "age_softness": 3.0},
     "ema 0": {"ema": 0.0},
     "flip_at_test false": {"flip_at_test": False},
+    "zoom_at_test 0": {"zoom_at_test": 0.0},
+    "zoom_at_test 0.08": {"zoom_at_test": 0.08},
     "head_epochs 0": {"head_epochs": 0},
     "unfreeze_every 1": {"unfreeze_every": 1},
     "lr_decay 0.7": {"lr_decay": 0.7},
