@@ -35,8 +35,8 @@ from stages.learning.checkpoint import Checkpoint
 from stages.learning.device import Hardware, be_deterministic, choose_hardware
 from stages.learning.feature_store import FeatureStore, project_folder
 from stages.learning.fingerprint import fingerprint
-from stages.learning.fit import evaluate, fit, score
-from stages.learning.inputs import Photos, prepare
+from stages.learning.fit import fit, score
+from stages.learning.inputs import Photos, keep_zoomed, prepare
 from stages.learning.network import build, count_parameters, freeze
 from stages.learning.recipe import Recipe
 from stages.learning.weight_files import load_network, write_weights
@@ -270,11 +270,11 @@ def main(
             report=lambda line: print(f"fold {fold} {line}", flush=True),
         )
 
-    inputs = fitted.inputs
     # Zoomed views are for these predictions alone: they would cost an epoch more than they tell it.
-    predicted = inputs.predict(validation, params.train.zoom_at_test)
+    inputs = keep_zoomed(fitted.inputs, store)
+    predicted = inputs.predict(validation, zoomed=True)
     scores = {
-        "train": evaluate(inputs, training),
+        "train": score(inputs.predict(training, zoomed=True), photos.labels[training].cpu()),
         "validation": score(predicted, photos.labels[validation].cpu()),
     }
     recipe = recipe_of(params, crop / "fallback.json")

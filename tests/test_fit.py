@@ -15,7 +15,7 @@ from stages.learning import fit
 from stages.learning.checkpoint import Checkpoint
 from stages.learning.device import Hardware, normalise
 from stages.learning.feature_store import FeatureStore
-from stages.learning.inputs import Inputs, Photos, prepare
+from stages.learning.inputs import Inputs, Photos, keep_zoomed, prepare
 from stages.learning.network import AgesHead, build
 from stages.learning.views import views_at_test
 from stages.params import TrainParams, read_params
@@ -233,14 +233,17 @@ def test_a_moving_average_is_what_is_kept(knobs: Knobs) -> None:
 @pytest.mark.parametrize("freeze", ["none", "layer3"])
 def test_flipping_and_zooming_at_test_average_the_views(knobs: Knobs, freeze: str) -> None:
     network = build("resnet18", 32)
-    fitted = train(network, knobs(epochs=1, freeze=freeze, flip_at_test=True))[0]
+    params = knobs(epochs=1, freeze=freeze, flip_at_test=True, zoom_at_test=0.2)
+    inputs = train(network, params)[0].inputs
     images = normalise(photos(32).pixels[HELD_OUT])
-    for zoom in (0.0, 0.2):
-        views = views_at_test(images, True, zoom)
+    kept = keep_zoomed(inputs, FeatureStore(Path("features"), 10**9))
+    assert (kept.zoomed is not None) == (freeze != "none")
+    for zoomed in (False, True):
+        views = views_at_test(images, True, 0.2 * zoomed)
         with torch.inference_mode():
             mean = torch.stack([network.eval()(view).softmax(1) for view in views]).mean(0)
-        predicted = fitted.inputs.predict(HELD_OUT, zoom).exp()
-        assert torch.allclose(predicted, mean, atol=1e-4)
+        for some in (inputs, kept):
+            assert torch.allclose(some.predict(HELD_OUT, zoomed).exp(), mean, atol=1e-4)
 
 
 class OutOfMemory(nn.Module):

@@ -1,22 +1,23 @@
 """What is fed to the part of the network that trains: photos, or features of a frozen prefix."""
 
-import itertools
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from stages.errors import UserError
 from stages.learning.augment import augment
+from stages.learning.convolution import MatrixProducts
 from stages.learning.device import Hardware, normalise
 from stages.learning.feature_store import FeatureStore
 from stages.learning.fingerprint import fingerprint
 from stages.learning.network import split
-from stages.learning.views import views_at_test
+from stages.learning.views import count_views, views_at_test
 from stages.params import TrainParams
 from stages.photos.labels import CLASSES
 from stages.progress import progress
@@ -25,7 +26,8 @@ CHUNK = 128
 """Photos whose features are computed at once."""
 
 CODE = [
-    Path(__file__).parent / name for name in ("augment.py", "device.py", "inputs.py", "network.py")
+    Path(__file__).parent / name
+    for name in ("augment.py", "device.py", "inputs.py", "network.py", "views.py")
 ]
 """What features depend on beside data and parameters."""
 
@@ -46,7 +48,8 @@ class Photos:
 class Inputs:
     """Batches for a network of which a prefix may be frozen.
 
-    `plain` and `views` hold kept features (V x N x ...), channels last; None where there are none.
+    `views` (augmented ones), `plain` and `zoomed` (those of a prediction) hold kept features
+    (N x V x ...), channels last; None where there are none.
     """
 
     photos: Photos
@@ -54,8 +57,9 @@ class Inputs:
     hardware: Hardware
     prefix: nn.Module | None
     rest: nn.Module
-    plain: Tensor | None
-    views: Tensor | None
+    views: Tensor | None = None
+    plain: Tensor | None = None
+    zoomed: Tensor | None = None
 
     def augmented(self, rows: Tensor, generator: torch.Generator) -> Tensor:
         """A batch for `forward`, augmented anew, or a view drawn for each photo."""
@@ -63,7 +67,7 @@ class Inputs:
             pixels = self.hardware.gather(self.photos.pixels, rows)
             return augment(pixels, self.params, generator)
         view = torch.randint(
-            len(self.views), (len(rows),), generator=generator, device=generator.device
+            self.views.shape[1], (len(rows),), generator=generator, device=generator.device
         )
         return self._kept(self.views, view, rows)
 
@@ -73,37 +77,42 @@ class Inputs:
             if self.prefix is not None and self.views is None:
                 with torch.no_grad():
                     batch = self.prefix(batch)
-            logits: Tensor = self.rest(batch)
+            with MatrixProducts():
+                logits: Tensor = self.rest(batch)
         return logits.float()
 
     @torch.no_grad()
-    def predict(self, rows: Tensor, zoom: float = 0.0) -> Tensor:
+    def predict(self, rows: Tensor, zoomed: bool = False) -> Tensor:
         """Log-probabilities (R x 18, float32, on the CPU) without augmentation.
 
-        Those of the mean over the views of each photo: its mirror image with `flip_at_test`, and
-        nearer and farther ones by `zoom`.
+        Those of the mean over the views of each photo: its mirror image with `flip_at_test` and,
+        with `zoomed`, the ones of `zoom_at_test`.
         """
         self.rest.eval()
         found = [torch.empty(0, CLASSES)]
         for chosen in rows.split(CHUNK):
             with self.hardware.autocast():
-                logits = [self.rest(view) for view in self._views(chosen, zoom)]
+                logits = [self.rest(view) for view in self._views(chosen, zoomed)]
             views = torch.stack([each.float().log_softmax(dim=1) for each in logits])
             found.append((views.logsumexp(dim=0) - math.log(len(views))).cpu())
         return torch.cat(found)
 
-    def _views(self, rows: Tensor, zoom: float) -> Iterator[Tensor]:
+    def _views(self, rows: Tensor, zoomed: bool) -> Iterator[Tensor]:
         """What the rest of the network takes of each view; of kept ones, where they are all."""
-        if self.plain is not None and not zoom:
-            for mirrored, _ in enumerate(self.plain):
-                yield self._kept(self.plain, torch.full_like(rows, mirrored), rows)
+        zoom = self.params.zoom_at_test if zoomed else 0.0
+        wanted = [self.plain, self.zoomed] if zoom else [self.plain]
+        kept = [features for features in wanted if features is not None]
+        if len(kept) == len(wanted):
+            for features in kept:
+                for place in range(features.shape[1]):
+                    yield self._kept(features, torch.full_like(rows, place), rows)
             return
         images = normalise(self.hardware.gather(self.photos.pixels, rows))
         for view in views_at_test(images, self.params.flip_at_test, zoom):
             yield view if self.prefix is None else self.prefix(view)
 
     def _kept(self, features: Tensor, view: Tensor, rows: Tensor) -> Tensor:
-        place = view * len(self.photos) + rows
+        place = rows * features.shape[1] + view
         return self.hardware.gather(features.flatten(0, 1), place).movedim(-1, 1)
 
 
@@ -121,14 +130,28 @@ def prepare(
         OSError: if the store cannot be written.
     """
     if all(parameter.requires_grad for parameter in network.parameters()):
-        return Inputs(photos, params, hardware, None, network, None, None)
+        return Inputs(photos, params, hardware, None, network)
     prefix, rest = split(network)
     prefix.eval()
-
     keep = partial(_keep_features, prefix, photos, params, hardware, store)
-    views = keep(params.cached_views, augmented=True) if params.cached_views else None
-    plain = keep(1 + params.flip_at_test, augmented=False)
-    return Inputs(photos, params, hardware, prefix, rest, plain, views)
+    views = keep("augmented") if params.cached_views else None
+    return Inputs(photos, params, hardware, prefix, rest, views, keep("plain"))
+
+
+def keep_zoomed(inputs: Inputs, store: FeatureStore) -> Inputs:
+    """The same inputs, the views of `zoom_at_test` behind a frozen prefix kept in the store too.
+
+    They are not part of `prepare`, since no epoch looks at them.
+
+    Raises:
+        OSError: if the store cannot be written.
+    """
+    if inputs.prefix is None or not inputs.params.zoom_at_test:
+        return inputs
+    zoomed = _keep_features(
+        inputs.prefix, inputs.photos, inputs.params, inputs.hardware, store, "zoomed"
+    )
+    return replace(inputs, zoomed=zoomed)
 
 
 def _keep_features(
@@ -137,48 +160,54 @@ def _keep_features(
     params: TrainParams,
     hardware: Hardware,
     store: FeatureStore,
-    views: int,
-    augmented: bool,
+    kind: Literal["augmented", "plain", "zoomed"],
 ) -> Tensor | None:
-    """Outputs of the prefix (V x N x ..., channels last) for `views` views of all photos.
+    """Outputs of the prefix (N x V x ..., channels last) for all photos' views of that kind.
 
-    Augmented ones, or the photos as they are and, as a second view, mirrored; None where the store
-    has no room for those. They depend on the seed alone, not on the fold: all folds share them.
+    None where the store has no room for them, unless they are the augmented ones. They depend on
+    the seed alone, not on the fold: all folds share them.
     """
     generator = torch.Generator(hardware.device)
 
-    def compute(view: int, rows: Tensor) -> Tensor:
-        pixels = hardware.gather(photos.pixels, rows)
-        if augmented:
-            images = augment(pixels, params, generator)
-        else:
-            images = normalise(pixels.flip(2) if view else pixels)
+    def see(pixels: Tensor) -> list[Tensor]:
+        if kind == "augmented":
+            return [augment(pixels, params, generator) for _ in range(params.cached_views)]
+        zoom = params.zoom_at_test if kind == "zoomed" else 0.0
+        views = views_at_test(normalise(pixels), params.flip_at_test, zoom)
+        return views[count_views(params.flip_at_test, 0.0) :] if zoom else views
+
+    def compute(rows: Tensor) -> Tensor:
+        images = see(hardware.gather(photos.pixels, rows))
         with torch.no_grad(), hardware.autocast():
-            features: Tensor = prefix(images)
-        return features.to(hardware.dtype).movedim(1, -1)
+            features = torch.stack([prefix(view) for view in images], dim=1)
+        return features.to(hardware.dtype).movedim(2, -1)
 
     def compute_all() -> Iterator[Tensor]:
         generator.manual_seed(params.seed)
-        everything = torch.arange(len(photos), device=hardware.device)
-        chunks = list(itertools.product(range(views), everything.split(CHUNK)))
-        shown = progress(chunks, len(chunks), "features: batches")
-        yield from itertools.starmap(compute, shown)
+        chunks = torch.arange(len(photos), device=hardware.device).split(CHUNK)
+        shown = progress(chunks, len(chunks), f"features, {kind}: batches")
+        yield from map(compute, shown)
 
-    one = compute(0, torch.zeros(1, dtype=torch.long, device=hardware.device))
-    shape = (views, len(photos), *one.shape[1:])
-    augmentation = (
-        params.seed, params.shift, params.flip, params.brightness, params.rotation, params.zoom,
-        params.erasing,
-    )  # fmt: skip
-    facts = (photos.sha256, str(prefix), shape, augmentation if augmented else "as they are")
+    one = compute(torch.zeros(1, dtype=torch.long, device=hardware.device))
+    shape = (len(photos), *one.shape[1:])
+    made_by = {
+        "augmented": (
+            params.seed, params.shift, params.flip, params.brightness, params.rotation,
+            params.zoom, params.erasing,
+        ),
+        "plain": (),
+        "zoomed": (params.zoom_at_test,),
+    }  # fmt: skip
+    facts = (photos.sha256, str(prefix), shape, kind, made_by[kind])
     key = fingerprint(facts, prefix.state_dict(), CODE, hardware)
     kept = store.get(key, shape, hardware.dtype, compute_all)
-    if kept is None:
-        if not augmented:
-            return None
+    if kept is not None:
+        return hardware.hold(kept)
+    if kind == "augmented":
         size = math.prod(shape) * hardware.dtype.itemsize / 1e9
         raise UserError(
-            f"train.cached_views: {views} views of {len(photos)} photos take {size:.1f} GB, more "
-            f"than train.cache_gb allows ({params.cache_gb:g}): take fewer views or raise it"
+            f"train.cached_views: {params.cached_views} views of {len(photos)} photos take "
+            f"{size:.1f} GB, more than train.cache_gb allows ({params.cache_gb:g}): take fewer "
+            "views or raise it"
         )
-    return hardware.hold(kept)
+    return None

@@ -18,24 +18,22 @@ def name_views(flip: bool, zoom: float) -> str:
 
 
 def views_at_test(images: Tensor, flip: bool, zoom: float) -> list[Tensor]:
-    """Photos as they are; nearer and farther, where `zoom` is not 0; and mirror images of these.
+    """Photos as they are and their mirror images; nearer and farther ones, where `zoom` is not 0.
 
     Args:
         images: B x 3 x S x S, normalised, channels_last, as all views are.
         zoom: how much of the side goes on the way nearer, or is added on the way farther, by
             repeating the edge; at least a pixel on each side.
     """
-    views, side = [images], images.shape[-1]
-    if zoom:
-        margin = max(1, round(zoom * side / 2))
-        nearer = images[..., margin:-margin, margin:-margin]
-        farther = functional.pad(images, [margin] * 4, mode="replicate")
-        views += [
-            functional.interpolate(view, (side, side), mode="bilinear").contiguous(
-                memory_format=torch.channels_last
-            )
-            for view in (nearer, farther)
-        ]
-    if flip:
-        views += [view.flip(3) for view in views]
-    return views
+    views, side = [images, images.flip(3)] if flip else [images], images.shape[-1]
+    if not zoom:
+        return views
+    margin = max(1, round(zoom * side / 2))
+    nearer = [view[..., margin:-margin, margin:-margin] for view in views]
+    farther = [functional.pad(view, [margin] * 4, mode="replicate") for view in views]
+    return views + [
+        functional.interpolate(view, (side, side), mode="bilinear").contiguous(
+            memory_format=torch.channels_last
+        )
+        for view in nearer + farther
+    ]

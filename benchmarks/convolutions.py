@@ -1,0 +1,76 @@
+"""The convolutions of a ResNet18 as matrix products, against those of torch, forward and backward.
+
+    python -m benchmarks.convolutions --side 96 --batch 64
+
+In the precision that training takes here. Prints milliseconds of both, medians, and whether
+training takes the product (`stages/learning/convolution.py`).
+"""
+
+import statistics
+import time
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torch.nn import functional
+
+from stages.learning.convolution import WEIGHTS_PER_OUTPUT, convolve
+from stages.learning.device import choose_hardware
+
+LAYERS = {
+    "layer1": (64, 64, 4, 1), "layer2, first": (64, 128, 4, 2), "layer2": (128, 128, 8, 1),
+    "layer3, first": (128, 256, 8, 2), "layer3": (256, 256, 16, 1),
+    "layer4, first": (256, 512, 16, 2), "layer4": (512, 512, 32, 1),
+}  # fmt: skip
+"""Channels in and out, the share of the side of the crop that comes in (1 / so much), stride."""
+
+
+def milliseconds(product: bool, images: Tensor, weight: Tensor, stride: int) -> float:
+    """Of a pass forward and backward."""
+    images, weight = images.detach().requires_grad_(), weight.detach().requires_grad_()
+    start = time.perf_counter()
+    if product:
+        out = convolve(images, weight, None, (stride, stride), (1, 1))
+    else:
+        out = functional.conv2d(images, weight, None, stride, 1)
+    out.backward(out)
+    return 1000 * (time.perf_counter() - start)
+
+
+def main(
+    side: Annotated[int, typer.Option(help="Side of the crops in pixels")] = 96,
+    batch: Annotated[int, typer.Option(help="Photos at once")] = 64,
+    repeats: Annotated[int, typer.Option(help="Runs of each, taking turns")] = 15,
+) -> None:
+    """Time each kind of 3 x 3 convolution both ways."""
+    hardware = choose_hardware("cpu", "auto", "--device")
+    table = Table("layer", "images", "convolution", "product", "ratio", "taken in training")
+    for name, (channels, out, share, stride) in LAYERS.items():
+        images, weight = (
+            torch.randn(shape).to(hardware.dtype).to(memory_format=torch.channels_last)
+            for shape in ((batch, channels, side // share, side // share), (out, channels, 3, 3))
+        )
+        times: dict[bool, list[float]] = {False: [], True: []}
+        for _ in range(repeats + 1):
+            for product, measured in times.items():
+                measured.append(milliseconds(product, images, weight, stride))
+        usual, other = (statistics.median(measured[1:]) for measured in times.values())
+        outputs = batch * out * len(range(0, images.shape[2], stride)) ** 2
+        taken = weight.numel() >= WEIGHTS_PER_OUTPUT * outputs
+        table.add_row(
+            name,
+            " x ".join(map(str, images.shape)),
+            f"{usual:.1f} ms",
+            f"{other:.1f} ms",
+            f"{usual / other:.1f}x",
+            "product" if taken else "convolution",
+        )
+    print(f"{hardware.dtype}, {torch.get_num_threads()} threads")
+    Console(width=110).print(table)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,93 @@
+"""Convolutions as matrix products: the same numbers, only where that is the faster way."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from stages.learning import convolution
+from stages.learning.convolution import MatrixProducts
+
+Made = tuple[Tensor, Tensor, Tensor]
+
+
+def images(count: int, channels: int, high: int, wide: int) -> Tensor:
+    made = torch.randn(count, channels, high, wide, generator=torch.Generator().manual_seed(0))
+    return made.to(memory_format=torch.channels_last).requires_grad_()
+
+
+def made_by(layer: nn.Conv2d, photos: Tensor) -> Made:
+    """What comes out, and the gradients of the photos and of the weights."""
+    photos.grad, layer.weight.grad = None, None
+    out = layer(photos)
+    out.square().sum().backward()
+    assert photos.grad is not None
+    assert layer.weight.grad is not None
+    return out.detach(), photos.grad, layer.weight.grad
+
+
+@pytest.fixture
+def products(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """Shapes of the images that were convolved by a product."""
+    seen, convolve = [], convolution.convolve
+
+    def noted(photos: Tensor, *others: object) -> Tensor:
+        seen.append(tuple(photos.shape))
+        return convolve(photos, *others)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(convolution, "convolve", noted)
+    return seen
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("kernel", [1, 2, 3, (3, 1)])
+@pytest.mark.parametrize(("stride", "padding"), [(1, 1), (2, 1), (1, 0), (2, 0), ((2, 1), (0, 1))])
+def test_products_give_the_convolution_and_its_gradients(
+    products: list[tuple[int, ...]],
+    kernel: int | tuple[int, int],
+    stride: int | tuple[int, int],
+    padding: int | tuple[int, int],
+    bias: bool,
+) -> None:
+    layer = nn.Conv2d(64, 96, kernel, stride, padding, bias=bias)
+    layer.to(memory_format=torch.channels_last)
+    photos = images(1, 64, 4, 5)
+    plainly = made_by(layer, photos)
+    assert not products
+    with MatrixProducts():
+        as_product = made_by(layer, photos)
+    for one, other in zip(plainly, as_product, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-3, rtol=1e-4)
+        assert other.is_contiguous(memory_format=torch.channels_last)
+    many_weights = layer.weight.numel() >= 4 * plainly[0].numel()
+    assert products == [(1, 64, 4, 5)] * many_weights
+
+
+@pytest.mark.parametrize(
+    ("layer", "batch"),
+    [
+        (nn.Conv2d(64, 64, 5, padding=2), 1),
+        (nn.Conv2d(64, 64, 3, padding=2, dilation=2), 1),
+        (nn.Conv2d(64, 64, 3, padding=1, groups=2), 1),
+        (nn.Conv2d(64, 64, 3, padding="same"), 1),
+        (nn.Conv2d(64, 64, 3, padding=1), 37),  # the most photos of which a product is made: 36
+    ],
+)
+def test_other_convolutions_stay_what_they_are(
+    products: list[tuple[int, ...]], layer: nn.Conv2d, batch: int
+) -> None:
+    photos = images(batch, 64, 2, 2)
+    plainly = layer(photos)
+    with MatrixProducts():
+        assert torch.equal(layer(photos), plainly)
+    assert not products
+
+
+def test_products_are_of_the_precision_of_the_pass(products: list[tuple[int, ...]]) -> None:
+    layer, photos = nn.Conv2d(64, 64, 3, padding=1), images(2, 64, 2, 2)
+    with MatrixProducts(), torch.autocast("cpu", torch.bfloat16):
+        out = layer(photos)
+    assert products
+    assert out.dtype == torch.bfloat16
+    expected = functional.conv2d(photos, layer.weight, layer.bias, padding=1)
+    torch.testing.assert_close(out.float(), expected, atol=0.03, rtol=0.03)
