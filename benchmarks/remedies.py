@@ -57,6 +57,7 @@ REMEDIES: dict[str, dict[str, Any]] = {
     "old_from 58": {"old_from": 58},
     "age_softness 3": {"age_softness": 3.0},
     "age_softness 6": {"age_softness": 6.0},
+    "label_smoothing 0": {"label_smoothing": 0.0},
     "stop_on macro_f1": {"stop_on": "macro_f1"},
     "erasing 0.5": {"erasing": 0.5},
     "rotation 10, zoom 0.15": {"rotation": 10.0, "zoom": 0.15},
