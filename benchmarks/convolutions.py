@@ -1,9 +1,9 @@
-"""The convolutions of a ResNet18 as matrix products, against those of torch, forward and backward.
+"""The 3 x 3 convolutions of a ResNet18 as matrix products, against torch's, forward and backward.
 
     python -m benchmarks.convolutions --side 96 --batch 64
 
-In the precision that training takes here. Prints milliseconds of both, medians, and whether
-training takes the product (`stages/learning/convolution.py`).
+Prints milliseconds of both, medians, and whether training takes the product
+(`stages/learning/convolution.py`).
 """
 
 import statistics
@@ -17,7 +17,7 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn import functional
 
-from stages.learning.convolution import WEIGHTS_PER_OUTPUT, convolve
+from stages.learning.convolution import convolve, pays
 from stages.learning.device import choose_hardware
 
 LAYERS = {
@@ -43,23 +43,23 @@ def milliseconds(product: bool, images: Tensor, weight: Tensor, stride: int) -> 
 def main(
     side: Annotated[int, typer.Option(help="Side of the crops in pixels")] = 96,
     batch: Annotated[int, typer.Option(help="Photos at once")] = 64,
+    precision: Annotated[str, typer.Option(help="auto (as training), fp32 or bf16")] = "auto",
     repeats: Annotated[int, typer.Option(help="Runs of each, taking turns")] = 15,
 ) -> None:
     """Time each kind of 3 x 3 convolution both ways."""
-    hardware = choose_hardware("cpu", "auto", "--device")
+    hardware = choose_hardware("cpu", precision, "--device")
     table = Table("layer", "images", "convolution", "product", "ratio", "taken in training")
     for name, (channels, out, share, stride) in LAYERS.items():
         images, weight = (
             torch.randn(shape).to(hardware.dtype).to(memory_format=torch.channels_last)
-            for shape in ((batch, channels, side // share, side // share), (out, channels, 3, 3))
+            for shape in ((batch, channels, *[-(-side // share)] * 2), (out, channels, 3, 3))
         )
         times: dict[bool, list[float]] = {False: [], True: []}
         for _ in range(repeats + 1):
             for product, measured in times.items():
                 measured.append(milliseconds(product, images, weight, stride))
         usual, other = (statistics.median(measured[1:]) for measured in times.values())
-        outputs = batch * out * len(range(0, images.shape[2], stride)) ** 2
-        taken = weight.numel() >= WEIGHTS_PER_OUTPUT * outputs
+        taken = pays(images, weight, None, (stride, stride), (1, 1), (1, 1), 1)
         table.add_row(
             name,
             " x ".join(map(str, images.shape)),

@@ -59,28 +59,43 @@ def test_products_give_the_convolution_and_its_gradients(
     for one, other in zip(plainly, as_product, strict=True):
         torch.testing.assert_close(one, other, atol=1e-3, rtol=1e-4)
         assert other.is_contiguous(memory_format=torch.channels_last)
-    many_weights = layer.weight.numel() >= 4 * plainly[0].numel()
+    many_weights = layer.weight.numel() >= 8 * plainly[0].numel()
     assert products == [(1, 64, 4, 5)] * many_weights
 
 
 @pytest.mark.parametrize(
-    ("layer", "batch"),
+    "layer",
     [
-        (nn.Conv2d(64, 64, 5, padding=2), 1),
-        (nn.Conv2d(64, 64, 3, padding=2, dilation=2), 1),
-        (nn.Conv2d(64, 64, 3, padding=1, groups=2), 1),
-        (nn.Conv2d(64, 64, 3, padding="same"), 1),
-        (nn.Conv2d(64, 64, 3, padding=1), 37),  # the most photos of which a product is made: 36
+        nn.Conv2d(64, 64, 5, padding=2),
+        nn.Conv2d(64, 64, 3, padding=2, dilation=2),
+        nn.Conv2d(64, 64, 3, padding=1, groups=2),
+        nn.Conv2d(64, 64, 3, padding="same"),
+        nn.Conv2d(8, 8, 3, padding=1),
     ],
 )
 def test_other_convolutions_stay_what_they_are(
-    products: list[tuple[int, ...]], layer: nn.Conv2d, batch: int
+    products: list[tuple[int, ...]], layer: nn.Conv2d
 ) -> None:
-    photos = images(batch, 64, 2, 2)
+    photos = images(1, layer.in_channels, 5, 5)
     plainly = layer(photos)
     with MatrixProducts():
         assert torch.equal(layer(photos), plainly)
     assert not products
+
+
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 18), (torch.bfloat16, 36)])
+def test_products_want_8_weights_for_an_output_or_4_in_bfloat16(
+    dtype: torch.dtype, most: int
+) -> None:
+    weight = nn.Conv2d(64, 64, 3).weight  # 36,864 numbers, against 256 a photo
+    for batch in (most, most + 1):
+        photos = images(batch, 64, 2, 2).to(dtype)
+        assert convolution.pays(photos, weight, None, (1, 1), (1, 1), (1, 1), 1) == (batch == most)
+
+
+def test_an_image_smaller_than_the_kernel_is_the_error_that_it_was() -> None:
+    with MatrixProducts(), pytest.raises(RuntimeError, match="Kernel size can't be greater"):
+        nn.Conv2d(64, 64, 3)(images(1, 64, 2, 2))
 
 
 def test_products_are_of_the_precision_of_the_pass(products: list[tuple[int, ...]]) -> None:

@@ -50,6 +50,20 @@ def test_features_are_computed_once_and_come_back_as_they_were(store: FeatureSto
     assert torch.equal(get(store, other, "b"), other.features)  # type: ignore[arg-type]
 
 
+def test_nothing_goes_for_what_may_not_evict(tmp_path: Path) -> None:
+    store, first, second = FeatureStore(tmp_path, limit=2 * SIZE), Source(), Source(value=1)
+
+    def beside(key: str, source: Source) -> Tensor | None:
+        return store.get(key, SHAPE, torch.bfloat16, source, evict=False)
+
+    get(store, first)
+    assert beside("b", second) is None
+    assert second.asked == 0
+    get(store, first)
+    assert first.asked == 1
+    assert torch.equal(beside("a", second), first.features)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty"])
 def test_a_damaged_file_is_computed_anew(store: FeatureStore, damage: str) -> None:
     get(store, Source())

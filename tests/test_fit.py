@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from stages.errors import UserError
-from stages.learning import fit
+from stages.learning import convolution, fit
 from stages.learning.checkpoint import Checkpoint
 from stages.learning.device import Hardware, normalise
 from stages.learning.feature_store import FeatureStore
@@ -244,6 +245,43 @@ def test_flipping_and_zooming_at_test_average_the_views(knobs: Knobs, freeze: st
             mean = torch.stack([network.eval()(view).softmax(1) for view in views]).mean(0)
         for some in (inputs, kept):
             assert torch.allclose(some.predict(HELD_OUT, zoomed).exp(), mean, atol=1e-4)
+
+
+def test_zoomed_views_are_kept_for_each_zoom_where_there_is_room(
+    knobs: Knobs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    params = knobs(epochs=1, freeze="layer4", flip_at_test=True, zoom_at_test=0.1)
+    inputs = train(build("resnet18", 32), params)[0].inputs
+    store, before = FeatureStore(Path("features"), 10**8), len(list(Path("features").iterdir()))
+    kept = [
+        keep_zoomed(dataclasses.replace(inputs, params=knobs(zoom_at_test=zoom)), store).zoomed
+        for zoom in (0.1, 0.1, 0.2, 0.0)
+    ]
+    assert [None if one is None else one.shape[:2] for one in kept] == [(36, 4)] * 3 + [None]
+    assert len(list(Path("features").iterdir())) == before + 2
+
+    assert keep_zoomed(inputs, FeatureStore(Path("none"), 0)) == inputs
+    Path("file").touch()
+    assert keep_zoomed(inputs, FeatureStore(Path("file"), 10**8)) is inputs
+    assert "features of zoomed views are not kept: " in capsys.readouterr().out
+
+
+def test_the_last_layers_train_as_matrix_products(
+    knobs: Knobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, convolve = [], convolution.convolve
+
+    def noted(images: Tensor, *others: Any) -> Tensor:
+        seen.append(images.shape[1])
+        return convolve(images, *others)
+
+    monkeypatch.setattr(convolution, "convolve", noted)
+    inputs = train(build("resnet18", 32), knobs(epochs=1))[0].inputs
+    steps = 3
+    assert seen.count(512) == 3 * steps  # 512 channels come into three of layer4's convolutions
+    in_training = len(seen)
+    inputs.predict(HELD_OUT)
+    assert len(seen) == in_training
 
 
 class OutOfMemory(nn.Module):

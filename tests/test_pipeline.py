@@ -10,12 +10,18 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+import torch
 import vl_convert
 from PIL import Image
 from ruamel.yaml import YAML
 
+from stages.learning.device import choose_hardware
+from stages.learning.ensemble import mean_probabilities, read_networks
+from stages.photos.packed import read_packed
+from stages.photos.tables import PROBABILITIES
 from tests.conftest import ROOT
 
 PEOPLE = 36
@@ -24,7 +30,7 @@ SMALL = {
     "sample": {"people": PEOPLE, "evaluation_people": 3},
     "crop": {"side": 32},
     "folds": {"index": [0, 1]},
-    "train": {"epochs": 1},
+    "train": {"epochs": 1, "zoom_at_test": 0.1},
     "aggregate": {"bootstrap": 100},
 }
 ENVIRONMENT = {
@@ -116,6 +122,26 @@ def test_scores_and_a_submission_come_out(project: Project) -> None:
     out_of_fold = pd.read_csv(project.folder / "data/aggregate/out_of_fold.csv")
     assert len(out_of_fold) == PEOPLE * 7
     assert (out_of_fold.groupby("person")["fold"].nunique() == 1).all()
+
+
+def test_scores_are_of_the_views_that_photos_are_predicted_with(project: Project) -> None:
+    """Held out and in training: mirror images, nearer and farther, as `predict` has them."""
+    data, hardware = project.folder / "data", choose_hardware("cpu", "auto", "device")
+    networks, recipe = read_networks([data / "train/fold0/network.safetensors"], hardware)
+    pixels = torch.from_numpy(np.array(read_packed(data / "crop/train.npy")))
+    photos = pd.read_csv(data / "folds/folds.csv")
+    held_out = (photos["fold"] == 0).to_numpy()
+    told = pd.read_csv(data / "train/fold0/out_of_fold.csv")[PROBABILITIES].to_numpy()
+    loss = json.loads((data / "train/fold0/metrics.json").read_text())["train"]["loss"]
+
+    def distances(zoom: float) -> tuple[float, float]:
+        of_views = recipe.model_copy(update={"zoom_at_test": zoom})
+        means = mean_probabilities(networks, pixels, of_views, hardware, 256)
+        right = means[np.arange(len(means)), photos["label"]][~held_out]
+        return abs(means[held_out] - told).mean(), abs(-np.log(right).mean() - loss)
+
+    for zoomed, plain in zip(distances(0.1), distances(0.0), strict=True):
+        assert zoomed < plain / 3
 
 
 def test_git_tracks_metrics_and_nothing_that_dvc_has(project: Project) -> None:

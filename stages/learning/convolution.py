@@ -1,5 +1,6 @@
 """Convolutions that a CPU computes faster as matrix products."""
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -8,19 +9,21 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-WEIGHTS_PER_OUTPUT = 4
-"""From so many weights for each number that comes out, a product is the faster way."""
+Pair = tuple[int, int]
+
+WEIGHTS_PER_OUTPUT = {torch.bfloat16: 4, torch.float32: 8}
+"""From so many weights for each number that comes out a product is the faster way, or as fast."""
 
 LARGEST_KERNEL = 3
 """Of a larger one too many shifted copies would be made."""
 
 
 class MatrixProducts(TorchFunctionMode):
-    """Within it, convolutions of few pixels and many channels are matrix products, on a CPU.
+    """Within it, `nn.Conv2d` of few pixels and many channels is a matrix product, on a CPU.
 
-    As the last layers of a ResNet have them, with small crops. oneDNN takes up to five times as
-    long for these, most of it for the gradient of the weights; what comes out is the same, to
-    rounding (`python -m benchmarks.convolutions`).
+    As the last layers of a ResNet are, with small crops. oneDNN takes up to three times as long for
+    these, most of it for the gradient of the weights; what comes out is the same, to rounding
+    (`python -m benchmarks.convolutions`).
     """
 
     def __torch_function__(
@@ -30,32 +33,32 @@ class MatrixProducts(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        if func is functional.conv2d and not kwargs and _pays(*args):
+        # nn.Conv2d gives all seven arguments by place; another call may not.
+        if func is functional.conv2d and len(args) == 7 and pays(*args):
             return convolve(*args[:5])
         return func(*args, **(kwargs or {}))
 
 
-def _pays(
+def pays(
     images: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    stride: tuple[int, int],
-    padding: tuple[int, int] | str,
-    dilation: tuple[int, int],
+    stride: Pair,
+    padding: Pair | str,
+    dilation: Pair,
     groups: int,
 ) -> bool:
+    """Whether a product is the faster way for this call of `torch.nn.functional.conv2d`."""
     if not images.is_cpu or groups > 1 or max(dilation) > 1 or isinstance(padding, str):
         return False
     high, wide = _output_size(images, weight, stride, padding)
     outputs = len(images) * len(weight) * high * wide
-    return max(weight.shape[2:]) <= LARGEST_KERNEL and (
-        weight.numel() >= WEIGHTS_PER_OUTPUT * outputs
-    )
+    enough = WEIGHTS_PER_OUTPUT.get(images.dtype, math.inf)
+    small = max(weight.shape[2:]) <= LARGEST_KERNEL and min(high, wide) > 0
+    return small and weight.numel() >= enough * outputs
 
 
-def _output_size(
-    images: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int]
-) -> tuple[int, int]:
+def _output_size(images: Tensor, weight: Tensor, stride: Pair, padding: Pair) -> Pair:
     high, wide = (
         (side + 2 * edge - kernel) // step + 1
         for side, edge, kernel, step in zip(
@@ -66,11 +69,7 @@ def _output_size(
 
 
 def convolve(
-    images: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: tuple[int, int],
-    padding: tuple[int, int],
+    images: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair
 ) -> Tensor:
     """`torch.nn.functional.conv2d` as one product of all patches with the weights.
 

@@ -43,14 +43,17 @@ class FeatureStore:
         shape: tuple[int, ...],
         dtype: torch.dtype,
         compute: Callable[[], Iterable[Tensor]],
+        evict: bool = True,
     ) -> Tensor | None:
         """The features of that key, mapped into memory, computed where they are not there.
 
         Args:
             compute: gives consecutive parts of the features, flattened or not.
+            evict: whether other features may go to make room for these.
 
         Returns:
-            A tensor of `shape` and `dtype` on the CPU; None if it is larger than the limit.
+            A tensor of `shape` and `dtype` on the CPU; None if it is larger than the limit, or than
+            what is left of it where nothing may go.
 
         Raises:
             OSError: if the folder cannot be written.
@@ -65,7 +68,8 @@ class FeatureStore:
         with self._locked():
             kept = _read(path, shape, dtype)  # another process may have been at it
             if kept is None:
-                self._make_room(size)
+                if not self._make_room(size, evict):
+                    return None
                 with write_sealed(path) as file:
                     for part in compute():
                         file.write(part.cpu().contiguous().view(torch.uint8).numpy().data)
@@ -87,15 +91,16 @@ class FeatureStore:
         finally:
             lock.release()
 
-    def _make_room(self, size: int) -> None:
-        """Delete files, the one used least recently first, until `size` bytes more fit."""
+    def _make_room(self, size: int, evict: bool) -> bool:
+        """Whether `size` bytes more fit; files go for it, the one used least recently first."""
         files = sorted(self.folder.glob("*.features"), key=lambda path: path.stat().st_mtime)
         used = sum(path.stat().st_size for path in files)
         for path in files:
-            if used + size <= self.limit:
+            if used + size <= self.limit or not evict:
                 break
             used -= path.stat().st_size
             path.unlink()
+        return used + size <= self.limit
 
 
 def _read(path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor | None:

@@ -141,16 +141,18 @@ def prepare(
 def keep_zoomed(inputs: Inputs, store: FeatureStore) -> Inputs:
     """The same inputs, the views of `zoom_at_test` behind a frozen prefix kept in the store too.
 
-    They are not part of `prepare`, since no epoch looks at them.
-
-    Raises:
-        OSError: if the store cannot be written.
+    They are not part of `prepare`, since no epoch looks at them, and where the store has no room
+    beside what is there, or cannot be written, they are computed for each prediction.
     """
     if inputs.prefix is None or not inputs.params.zoom_at_test:
         return inputs
-    zoomed = _keep_features(
-        inputs.prefix, inputs.photos, inputs.params, inputs.hardware, store, "zoomed"
-    )
+    try:
+        zoomed = _keep_features(
+            inputs.prefix, inputs.photos, inputs.params, inputs.hardware, store, "zoomed"
+        )
+    except OSError as error:
+        print(f"features of zoomed views are not kept: {error}", flush=True)
+        return inputs
     return replace(inputs, zoomed=zoomed)
 
 
@@ -164,50 +166,59 @@ def _keep_features(
 ) -> Tensor | None:
     """Outputs of the prefix (N x V x ..., channels last) for all photos' views of that kind.
 
-    None where the store has no room for them, unless they are the augmented ones. They depend on
-    the seed alone, not on the fold: all folds share them.
+    None where the store has no room for them, unless they are the augmented ones. No fold is in
+    them, so that all folds share them; the augmented ones depend on the seed.
+
+    Raises:
+        UserError: if the store has no room for the augmented ones.
+        OSError: if the store cannot be written.
     """
     generator = torch.Generator(hardware.device)
+    flip, zoom = params.flip_at_test, params.zoom_at_test if kind == "zoomed" else 0.0
+    plain = count_views(flip, 0.0)
 
-    def see(pixels: Tensor) -> list[Tensor]:
+    def see(pixels: Tensor) -> Iterator[Tensor]:
         if kind == "augmented":
-            return [augment(pixels, params, generator) for _ in range(params.cached_views)]
-        zoom = params.zoom_at_test if kind == "zoomed" else 0.0
-        views = views_at_test(normalise(pixels), params.flip_at_test, zoom)
-        return views[count_views(params.flip_at_test, 0.0) :] if zoom else views
+            return (augment(pixels, params, generator) for _ in range(params.cached_views))
+        views = views_at_test(normalise(pixels), flip, zoom)
+        return iter(views[plain:] if zoom else views)
 
-    def compute(rows: Tensor) -> Tensor:
-        images = see(hardware.gather(photos.pixels, rows))
-        with torch.no_grad(), hardware.autocast():
-            features = torch.stack([prefix(view) for view in images], dim=1)
-        return features.to(hardware.dtype).movedim(2, -1)
+    def compute(rows: Tensor) -> Iterator[Tensor]:
+        for images in see(hardware.gather(photos.pixels, rows)):
+            with torch.no_grad(), hardware.autocast():
+                features: Tensor = prefix(images)
+            yield features.to(hardware.dtype).movedim(1, -1)
 
     def compute_all() -> Iterator[Tensor]:
         generator.manual_seed(params.seed)
         chunks = torch.arange(len(photos), device=hardware.device).split(CHUNK)
-        shown = progress(chunks, len(chunks), f"features, {kind}: batches")
-        yield from map(compute, shown)
+        for rows in progress(chunks, len(chunks), f"features, {kind}: batches"):
+            yield torch.stack(list(compute(rows)), dim=1)
 
-    one = compute(torch.zeros(1, dtype=torch.long, device=hardware.device))
-    shape = (len(photos), *one.shape[1:])
+    one = next(compute(torch.zeros(1, dtype=torch.long, device=hardware.device)))
+    views = {
+        "augmented": params.cached_views,
+        "plain": plain,
+        "zoomed": count_views(flip, zoom) - plain,
+    }
+    shape = (len(photos), views[kind], *one.shape[1:])
     made_by = {
         "augmented": (
             params.seed, params.shift, params.flip, params.brightness, params.rotation,
             params.zoom, params.erasing,
         ),
         "plain": (),
-        "zoomed": (params.zoom_at_test,),
+        "zoomed": (zoom,),
     }  # fmt: skip
     facts = (photos.sha256, str(prefix), shape, kind, made_by[kind])
     key = fingerprint(facts, prefix.state_dict(), CODE, hardware)
-    kept = store.get(key, shape, hardware.dtype, compute_all)
-    if kept is not None:
-        return hardware.hold(kept)
-    if kind == "augmented":
+    # Zoomed views are seen once by each fold, the others in each epoch: they drive nothing out.
+    kept = store.get(key, shape, hardware.dtype, compute_all, evict=kind != "zoomed")
+    if kept is None and kind == "augmented":
         size = math.prod(shape) * hardware.dtype.itemsize / 1e9
         raise UserError(
             f"train.cached_views: {params.cached_views} views of {len(photos)} photos take "
             f"{size:.1f} GB, more than train.cache_gb allows ({params.cache_gb:g}): take fewer "
             "views or raise it"
         )
-    return None
+    return kept if kept is None or kind == "zoomed" else hardware.hold(kept)
