@@ -18,6 +18,7 @@ import typer
 from torch.nn import functional
 
 from benchmarks.measuring import BATCH, BRIGHTNESS, FLIP, SHIFT, measured
+from stages.command import stage_command
 from stages.faces.boxes import CENTRE
 from stages.faces.cut import cut
 from stages.learning.checkpoint import Checkpoint
@@ -86,6 +87,7 @@ def train(
     )
 
 
+@stage_command
 def main(
     photos: Path,
     fold: int,
@@ -99,4 +101,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    main()
