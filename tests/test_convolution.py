@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from stages.learning import convolution
-from stages.learning.convolution import MatrixProducts
+from stages.learning.convolution import MatrixProducts, Patches
 
 Made = tuple[Tensor, Tensor, Tensor]
 
@@ -61,6 +61,30 @@ def test_products_give_the_convolution_and_its_gradients(
         assert other.is_contiguous(memory_format=torch.channels_last)
     many_weights = layer.weight.numel() >= 8 * plainly[0].numel()
     assert products == [(1, 64, 4, 5)] * many_weights
+
+
+@pytest.mark.parametrize("kernel", [(3, 3), (1, 1), (2, 3)])
+@pytest.mark.parametrize("stride", [(1, 1), (2, 2), (1, 2)])
+def test_patches_are_shifted_slices_and_their_gradients_to_the_bit(
+    kernel: tuple[int, int], stride: tuple[int, int]
+) -> None:
+    photos = torch.randn(4, 7, 6, 32).bfloat16().requires_grad_()
+    patches = Patches.apply(photos, kernel, stride)
+    high, wide = (size * step for size, step in zip(patches.shape[1:3], stride, strict=True))
+    slices = torch.cat(
+        [
+            photos[:, row : row + high : stride[0], column : column + wide : stride[1]]
+            for row in range(kernel[0])
+            for column in range(kernel[1])
+        ],
+        dim=-1,
+    )
+    assert torch.equal(patches, slices)
+    gradient = torch.randn(patches.shape).bfloat16()
+    (found,), (expected,) = (
+        torch.autograd.grad(made, photos, gradient) for made in (patches, slices)
+    )
+    assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Convolutions that a CPU computes faster as matrix products."""
 
+import itertools
 import math
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -21,7 +22,7 @@ LARGEST_KERNEL = 3
 class MatrixProducts(TorchFunctionMode):
     """Within it, `nn.Conv2d` of few pixels and many channels is a matrix product, on a CPU.
 
-    As the last layers of a ResNet are, with small crops. oneDNN takes up to three times as long for
+    As the last layers of a ResNet are, with small crops. oneDNN takes up to four times as long for
     these, most of it for the gradient of the weights; what comes out is the same, to rounding
     (`python -m benchmarks.convolutions`).
     """
@@ -80,16 +81,36 @@ def convolve(
     Returns:
         B x O x ..., channels_last.
     """
-    (high, wide), (down, right) = _output_size(images, weight, stride, padding), stride
     edges = (0, 0, padding[1], padding[1], padding[0], padding[0])
     padded = functional.pad(images.permute(0, 2, 3, 1), edges)
-    patches = torch.cat(
-        [
-            padded[:, row : row + high * down : down, column : column + wide * right : right]
-            for row in range(weight.shape[2])
-            for column in range(weight.shape[3])
-        ],
-        dim=-1,
-    )
+    high, wide = weight.shape[2:]
+    patches: Tensor = Patches.apply(padded, (high, wide), stride)
     products = functional.linear(patches, weight.permute(0, 2, 3, 1).flatten(1), bias)
     return products.permute(0, 3, 1, 2)
+
+
+class Patches(torch.autograd.Function):
+    """What the kernel sees at each place, in the order of channels_last weights.
+
+    Autograd would make an image of zeros for each place in the kernel, to add up their gradients.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, kernel: Pair, stride: Pair) -> Tensor:
+        """B x H x W x C -> B x (places down) x (places across) x (h * w * C)."""
+        ctx.shape, ctx.kernel, ctx.stride = images.shape, kernel, stride
+        seen = images.unfold(1, kernel[0], stride[0]).unfold(2, kernel[1], stride[1])
+        return seen.permute(0, 1, 2, 4, 5, 3).flatten(3)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        """Gradient of the images."""
+        (gradient,), (down, right) = gradients, ctx.stride
+        high, wide = gradient.shape[1] * down, gradient.shape[2] * right
+        pieces = gradient.unflatten(3, (*ctx.kernel, -1))
+        found = gradient.new_zeros(ctx.shape)
+        # From last to first, as autograd would: sums in bfloat16 depend on the order.
+        for row, column in itertools.product(*(reversed(range(side)) for side in ctx.kernel)):
+            seen = found[:, row : row + high : down, column : column + wide : right]
+            seen += pieces[:, :, :, row, column]
+        return found, None, None
