@@ -1,7 +1,7 @@
 """What is fed to the part of the network that trains: photos, or features of a frozen prefix."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -133,9 +133,9 @@ def prepare(
         return Inputs(photos, params, hardware, None, network)
     prefix, rest = split(network)
     prefix.eval()
-    keep = partial(_keep_features, prefix, photos, params, hardware, store)
-    views = keep("augmented") if params.cached_views else None
-    return Inputs(photos, params, hardware, prefix, rest, views, keep("plain"))
+    keep = partial(_keep_features, prefix, photos, hardware, store)
+    views = keep(_augmented_views(params)) if params.cached_views else None
+    return Inputs(photos, params, hardware, prefix, rest, views, keep(_plain_views(params)))
 
 
 def keep_zoomed(inputs: Inputs, store: FeatureStore) -> Inputs:
@@ -146,79 +146,97 @@ def keep_zoomed(inputs: Inputs, store: FeatureStore) -> Inputs:
     """
     if inputs.prefix is None or not inputs.params.zoom_at_test:
         return inputs
+    views = _zoomed_views(inputs.params)
     try:
-        zoomed = _keep_features(
-            inputs.prefix, inputs.photos, inputs.params, inputs.hardware, store, "zoomed"
-        )
+        zoomed = _keep_features(inputs.prefix, inputs.photos, inputs.hardware, store, views)
     except OSError as error:
         print(f"features of zoomed views are not kept: {error}", flush=True)
         return inputs
     return replace(inputs, zoomed=zoomed)
 
 
+@dataclass(frozen=True)
+class Views:
+    """Views of each photo, whose features are kept.
+
+    `see` makes their images, of pixels and of random numbers from `seed`; the knobs that it reads
+    are in `made_by`. Those that each epoch looks at may drive others out of the store, and lie on a
+    GPU.
+    """
+
+    kind: Literal["augmented", "plain", "zoomed"]
+    count: int
+    seed: int
+    made_by: tuple[float, ...]
+    see: Callable[[Tensor, torch.Generator], Iterable[Tensor]]
+    each_epoch: bool
+
+
+def _augmented_views(params: TrainParams) -> Views:
+    made_by = (
+        params.shift, params.flip, params.brightness, params.rotation, params.zoom, params.erasing,
+    )  # fmt: skip
+
+    def see(pixels: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
+        return (augment(pixels, params, generator) for _ in range(params.cached_views))
+
+    return Views("augmented", params.cached_views, params.seed, made_by, see, each_epoch=True)
+
+
+def _plain_views(params: TrainParams) -> Views:
+    flip = params.flip_at_test
+
+    def see(pixels: Tensor, _: torch.Generator) -> list[Tensor]:
+        return views_at_test(normalise(pixels), flip, 0.0)
+
+    return Views("plain", count_views(flip, 0.0), 0, (), see, each_epoch=True)
+
+
+def _zoomed_views(params: TrainParams) -> Views:
+    flip, zoom = params.flip_at_test, params.zoom_at_test
+    plain = count_views(flip, 0.0)
+
+    def see(pixels: Tensor, _: torch.Generator) -> list[Tensor]:
+        return views_at_test(normalise(pixels), flip, zoom)[plain:]
+
+    return Views("zoomed", count_views(flip, zoom) - plain, 0, (zoom,), see, each_epoch=False)
+
+
 def _keep_features(
-    prefix: nn.Module,
-    photos: Photos,
-    params: TrainParams,
-    hardware: Hardware,
-    store: FeatureStore,
-    kind: Literal["augmented", "plain", "zoomed"],
+    prefix: nn.Module, photos: Photos, hardware: Hardware, store: FeatureStore, views: Views
 ) -> Tensor | None:
-    """Outputs of the prefix (N x V x ..., channels last) for all photos' views of that kind.
+    """Outputs of the prefix (N x V x ..., channels last) for those views of all photos.
 
     None where the store has no room for them, unless they are the augmented ones. No fold is in
-    them, so that all folds share them; the augmented ones depend on the seed.
+    them, so that all folds share them.
 
     Raises:
         UserError: if the store has no room for the augmented ones.
         OSError: if the store cannot be written.
     """
     generator = torch.Generator(hardware.device)
-    flip, zoom = params.flip_at_test, params.zoom_at_test if kind == "zoomed" else 0.0
-    plain = count_views(flip, 0.0)
-
-    def see(pixels: Tensor) -> Iterator[Tensor]:
-        if kind == "augmented":
-            return (augment(pixels, params, generator) for _ in range(params.cached_views))
-        views = views_at_test(normalise(pixels), flip, zoom)
-        return iter(views[plain:] if zoom else views)
 
     def compute(rows: Tensor) -> Iterator[Tensor]:
-        for images in see(hardware.gather(photos.pixels, rows)):
+        for images in views.see(hardware.gather(photos.pixels, rows), generator):
             with torch.no_grad(), hardware.autocast():
                 features: Tensor = prefix(images)
             yield features.to(hardware.dtype).movedim(1, -1)
 
     def compute_all() -> Iterator[Tensor]:
-        generator.manual_seed(params.seed)
+        generator.manual_seed(views.seed)
         chunks = torch.arange(len(photos), device=hardware.device).split(CHUNK)
-        for rows in progress(chunks, len(chunks), f"features, {kind}: batches"):
+        for rows in progress(chunks, len(chunks), f"features, {views.kind}: batches"):
             yield torch.stack(list(compute(rows)), dim=1)
 
     one = next(compute(torch.zeros(1, dtype=torch.long, device=hardware.device)))
-    views = {
-        "augmented": params.cached_views,
-        "plain": plain,
-        "zoomed": count_views(flip, zoom) - plain,
-    }
-    shape = (len(photos), views[kind], *one.shape[1:])
-    made_by = {
-        "augmented": (
-            params.seed, params.shift, params.flip, params.brightness, params.rotation,
-            params.zoom, params.erasing,
-        ),
-        "plain": (),
-        "zoomed": (zoom,),
-    }  # fmt: skip
-    facts = (photos.sha256, str(prefix), shape, kind, made_by[kind])
+    shape = (len(photos), views.count, *one.shape[1:])
+    facts = (photos.sha256, str(prefix), shape, views.kind, views.seed, views.made_by)
     key = fingerprint(facts, prefix.state_dict(), CODE, hardware)
-    # Zoomed views are seen once by each fold, the others in each epoch: they drive nothing out.
-    kept = store.get(key, shape, hardware.dtype, compute_all, evict=kind != "zoomed")
-    if kept is None and kind == "augmented":
+    kept = store.get(key, shape, hardware.dtype, compute_all, evict=views.each_epoch)
+    if kept is None and views.kind == "augmented":
         size = math.prod(shape) * hardware.dtype.itemsize / 1e9
         raise UserError(
-            f"train.cached_views: {params.cached_views} views of {len(photos)} photos take "
-            f"{size:.1f} GB, more than train.cache_gb allows ({params.cache_gb:g}): take fewer "
-            "views or raise it"
+            f"train.cached_views: {views.count} views of {len(photos)} photos take {size:.1f} GB, "
+            f"more than train.cache_gb allows ({store.limit / 1e9:g}): take fewer views or raise it"
         )
-    return kept if kept is None or kind == "zoomed" else hardware.hold(kept)
+    return hardware.hold(kept) if kept is not None and views.each_epoch else kept
