@@ -1,5 +1,6 @@
 """What both contenders share: batches, augmentation, and how they report what they took."""
 
+import gc
 import itertools
 import json
 import resource
@@ -23,6 +24,7 @@ def measured(work: Callable[[Callable[[], None]], None]) -> None:
 
     `peak_mb` is the memory of the largest process.
     """
+    gc.freeze()  # as stages do (`stages/command.py`)
     marks: list[float] = []
     start = time.perf_counter()
     work(lambda: marks.append(time.perf_counter()))

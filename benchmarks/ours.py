@@ -18,7 +18,6 @@ import typer
 from torch.nn import functional
 
 from benchmarks.measuring import BATCH, BRIGHTNESS, FLIP, SHIFT, measured
-from stages.command import stage_command
 from stages.faces.boxes import CENTRE
 from stages.faces.cut import cut
 from stages.learning.checkpoint import Checkpoint
@@ -87,7 +86,6 @@ def train(
     )
 
 
-@stage_command
 def main(
     photos: Path,
     fold: int,
@@ -101,4 +99,4 @@ def main(
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

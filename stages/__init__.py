@@ -2,5 +2,6 @@
 
 import gc
 
-# Imports make a million objects that stay: to look for garbage among them is a sixth of a start.
+# Seldom look for garbage: imports make a million objects that stay, and to look among them time and
+# again is a sixth of a start.
 gc.set_threshold(10_000)

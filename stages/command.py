@@ -37,7 +37,8 @@ def stage_command(main: Callable[..., None]) -> typer.Typer:
 
     Anything unexpected keeps its traceback. What DVC runs leaves its time in `TIMES`.
     """
-    gc.freeze()  # what was imported by now stays: no look for garbage among it, above all at exit
+    if main.__module__ == "__main__":
+        gc.freeze()  # all imports are done: no look for garbage among them, above all at exit
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(errors_in_one_line(timed(main)))
     return app

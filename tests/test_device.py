@@ -21,3 +21,17 @@ def test_cuda_is_used_where_it_is_and_asked_for_elsewhere_is_one_line() -> None:
         with pytest.raises(UserError, match="train.device: cuda cannot be used here"):
             device.choose_hardware("cuda", "auto", "train.device")
     assert device.choose_hardware("cpu", "auto", "train.device").device.type == "cpu"
+
+
+def test_a_gpu_holds_what_fits_beside_what_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The device "meta" stands for a GPU of 1000 bytes, which can be tried without one.
+    hardware, taken = device.Hardware(torch.device("meta"), torch.float32), [0]
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (0, 1000))
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: taken[0])
+    photos = torch.zeros(300, dtype=torch.uint8)
+    assert hardware.hold(photos).device.type == "meta"
+    taken[0] = 200
+    assert hardware.hold(photos).device.type == "meta"
+    taken[0] = 201
+    assert hardware.hold(photos) is photos
+    assert hardware.gather(photos, torch.tensor([1, 2])).shape == (2,)

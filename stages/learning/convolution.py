@@ -83,8 +83,7 @@ def convolve(
     """
     edges = (0, 0, padding[1], padding[1], padding[0], padding[0])
     padded = functional.pad(images.permute(0, 2, 3, 1), edges)
-    high, wide = weight.shape[2:]
-    patches: Tensor = Patches.apply(padded, (high, wide), stride)
+    patches: Tensor = Patches.apply(padded, weight.shape[2:], stride)
     products = functional.linear(patches, weight.permute(0, 2, 3, 1).flatten(1), bias)
     return products.permute(0, 3, 1, 2)
 
@@ -92,7 +91,8 @@ def convolve(
 class Patches(torch.autograd.Function):
     """What the kernel sees at each place, in the order of channels_last weights.
 
-    Autograd would make an image of zeros for each place in the kernel, to add up their gradients.
+    Cut out as slices, each place in the kernel would cost autograd an image of zeros, to add up
+    their gradients.
     """
 
     @staticmethod
@@ -109,7 +109,7 @@ class Patches(torch.autograd.Function):
         high, wide = gradient.shape[1] * down, gradient.shape[2] * right
         pieces = gradient.unflatten(3, (*ctx.kernel, -1))
         found = gradient.new_zeros(ctx.shape)
-        # From last to first, as autograd would: sums in bfloat16 depend on the order.
+        # From last to first, as autograd adds up those of slices: it matters in bfloat16.
         for row, column in itertools.product(*(reversed(range(side)) for side in ctx.kernel)):
             seen = found[:, row : row + high : down, column : column + wide : right]
             seen += pieces[:, :, :, row, column]

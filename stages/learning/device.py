@@ -29,16 +29,19 @@ class Hardware:
         )
 
     def hold(self, data: Tensor) -> Tensor:
-        """`data` on the device if it takes no more than `RESIDENT_SHARE` of it, else as it is."""
+        """`data` on the device, if no more than `RESIDENT_SHARE` of it is taken by then.
+
+        By this process, that is. Else `data` as it is, of which `gather` fetches a batch at a time.
+        """
         if self.device.type == "cpu":
             return data
-        if data.nbytes > RESIDENT_SHARE * torch.cuda.mem_get_info(self.device)[1]:
-            return data.pin_memory()
-        return data.to(self.device)
+        _, memory = torch.cuda.mem_get_info(self.device)
+        taken = torch.cuda.memory_allocated(self.device) + data.nbytes
+        return data.to(self.device) if taken <= RESIDENT_SHARE * memory else data
 
     def gather(self, data: Tensor, rows: Tensor) -> Tensor:
         """Rows of what `hold` gave, on the device."""
-        return data[rows.to(data.device)].to(self.device, non_blocking=True)
+        return data[rows.to(data.device)].to(self.device)
 
 
 def choose_hardware(wanted: str, precision: str, key: str) -> Hardware:

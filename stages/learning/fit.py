@@ -157,6 +157,7 @@ def fit(
         if point != frozen_upto(network, params, epoch):
             point = frozen_upto(network, params, epoch)
             freeze(network, point)
+            del inputs  # of which the features may lie where those to come want to
             inputs = inputs_of(network)
         start = time.perf_counter()
         train_loss = train_epoch(run, inputs, training, targets, params)

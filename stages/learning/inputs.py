@@ -160,8 +160,8 @@ class Views:
     """Views of each photo, whose features are kept.
 
     `see` makes their images, of pixels and of random numbers from `seed`; the knobs that it reads
-    are in `made_by`. Those that each epoch looks at may drive others out of the store, and lie on a
-    GPU.
+    are in `made_by`, but for those that `count` tells of. Those that each epoch looks at may drive
+    others out of the store, and lie on a GPU.
     """
 
     kind: Literal["augmented", "plain", "zoomed"]
@@ -203,9 +203,9 @@ def _zoomed_views(params: TrainParams) -> Views:
 
 
 def _keep_features(
-    prefix: nn.Module, photos: Photos, hardware: Hardware, store: FeatureStore, views: Views
+    prefix: nn.Module, photos: Photos, hardware: Hardware, store: FeatureStore, wanted: Views
 ) -> Tensor | None:
-    """Outputs of the prefix (N x V x ..., channels last) for those views of all photos.
+    """Outputs of the prefix (N x V x ..., channels last) for the wanted views of all photos.
 
     None where the store has no room for them, unless they are the augmented ones. No fold is in
     them, so that all folds share them.
@@ -217,26 +217,26 @@ def _keep_features(
     generator = torch.Generator(hardware.device)
 
     def compute(rows: Tensor) -> Iterator[Tensor]:
-        for images in views.see(hardware.gather(photos.pixels, rows), generator):
+        for images in wanted.see(hardware.gather(photos.pixels, rows), generator):
             with torch.no_grad(), hardware.autocast():
                 features: Tensor = prefix(images)
             yield features.to(hardware.dtype).movedim(1, -1)
 
     def compute_all() -> Iterator[Tensor]:
-        generator.manual_seed(views.seed)
+        generator.manual_seed(wanted.seed)
         chunks = torch.arange(len(photos), device=hardware.device).split(CHUNK)
-        for rows in progress(chunks, len(chunks), f"features, {views.kind}: batches"):
+        for rows in progress(chunks, len(chunks), f"features, {wanted.kind}: batches"):
             yield torch.stack(list(compute(rows)), dim=1)
 
     one = next(compute(torch.zeros(1, dtype=torch.long, device=hardware.device)))
-    shape = (len(photos), views.count, *one.shape[1:])
-    facts = (photos.sha256, str(prefix), shape, views.kind, views.seed, views.made_by)
+    shape = (len(photos), wanted.count, *one.shape[1:])
+    facts = (photos.sha256, str(prefix), shape, wanted.kind, wanted.seed, wanted.made_by)
     key = fingerprint(facts, prefix.state_dict(), CODE, hardware)
-    kept = store.get(key, shape, hardware.dtype, compute_all, evict=views.each_epoch)
-    if kept is None and views.kind == "augmented":
+    kept = store.get(key, shape, hardware.dtype, compute_all, evict=wanted.each_epoch)
+    if kept is None and wanted.kind == "augmented":
         size = math.prod(shape) * hardware.dtype.itemsize / 1e9
         raise UserError(
-            f"train.cached_views: {views.count} views of {len(photos)} photos take {size:.1f} GB, "
+            f"train.cached_views: {wanted.count} views of {len(photos)} photos take {size:.1f} GB, "
             f"more than train.cache_gb allows ({store.limit / 1e9:g}): take fewer views or raise it"
         )
-    return hardware.hold(kept) if kept is not None and views.each_epoch else kept
+    return hardware.hold(kept) if kept is not None and wanted.each_epoch else kept
