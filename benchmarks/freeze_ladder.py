@@ -12,6 +12,7 @@ import json
 import math
 import re
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,7 +31,7 @@ from stages.learning.network import build, parts
 from stages.params import read_params
 
 SECONDS_OF_FOLD = re.compile(r"^train fold \d+: macro F1 .* ([\d.]+) s$", re.MULTILINE)
-POLL_SECONDS = 3.0
+POLL_SECONDS = 10.0
 
 
 def dvc_command(*arguments: str) -> str:
@@ -39,11 +40,16 @@ def dvc_command(*arguments: str) -> str:
     Raises:
         UserError: if it fails, with its last line.
     """
-    result = subprocess.run(["dvc", *arguments], text=True, capture_output=True)
-    if result.returncode != 0:
-        said = (result.stderr or result.stdout).strip().splitlines()
+    # No pipes, which `dvc queue start` would leave to its worker, to be waited for until that ends.
+    with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
+        code = subprocess.run(["dvc", *arguments], stdout=output, stderr=errors).returncode
+        output.seek(0)
+        errors.seek(0)
+        printed, complaint = output.read(), errors.read()
+    if code != 0:
+        said = (complaint or printed).strip().splitlines()
         raise UserError(f"dvc {' '.join(arguments)}: {said[-1] if said else 'failed'}")
-    return result.stdout
+    return printed
 
 
 def queue_status() -> tuple[dict[str, str], int]:
@@ -76,30 +82,43 @@ def queue(points: list[str]) -> dict[str, str]:
     return names
 
 
-def wait_for(names: dict[str, str], jobs: int) -> None:
+def wait_for(names: dict[str, str], jobs: int) -> dict[str, str]:
     """Until all experiments are over, `jobs` of them at a time, with a line for each.
 
+    Returns:
+        Those that did not fail, as `names` has them.
+
     Raises:
-        UserError: if one has failed, with the line that says why; if one has left the queue.
+        UserError: if one has left the queue.
     """
-    waiting = set(names)
+    waiting, succeeded = set(names), set[str]()
+    dvc_command("queue", "start", "-j", str(jobs))
     while waiting:
-        tasks, active = queue_status()
+        time.sleep(POLL_SECONDS)
+        try:
+            tasks, active = queue_status()
+        except UserError as error:
+            # DVC reads the queue's messages without regard to whether they are being written.
+            print(f"{error}: asks again", flush=True)
+            continue
         for name in sorted(waiting):
             status = tasks.get(name, "gone from the queue")
-            if status == "Failed":
+            if status in ("Queued", "Running"):
+                continue
+            waiting.remove(name)
+            if status == "Success":
+                succeeded.add(name)
+                print(f"{name} is done, {len(waiting)} to go", flush=True)
+            elif status == "Failed":
                 log = dvc_command("queue", "logs", name).splitlines()
                 why = [said for said in log if said.startswith("error: ")] or log[-1:]
-                raise UserError(f"{name} has failed: {why[0]}")
-            if status == "Success":
-                waiting.remove(name)
-                print(f"{name} is done, {len(waiting)} to go", flush=True)
-            elif status not in ("Queued", "Running"):
+                print(f"{name} has failed, {len(waiting)} to go: {why[0]}", flush=True)
+            else:
                 raise UserError(f"{name} is {status}: start again")
         if waiting and not active:
             # Again and again: an idle worker that is about to end counts as one that is there.
             dvc_command("queue", "start", "-j", str(jobs))
-        time.sleep(POLL_SECONDS)
+    return {name: point for name, point in names.items() if name in succeeded}
 
 
 def results(names: dict[str, str]) -> pd.DataFrame:
@@ -177,8 +196,11 @@ def main(
     params = read_params()
     everything = ["none", *parts(build(params.weights.model, params.crop.side))]
     names = queue(points.split(",") if points else everything)
-    wait_for(names, jobs)
-    table = results(names)
+    succeeded = wait_for(names, jobs)
+    failed = [name for name in names if name not in succeeded]
+    if not succeeded:
+        raise UserError(f"{', '.join(failed)}: failed, as said above")
+    table = results(succeeded)
     write_table(out / "ladder.csv", table, float_format="%.6g")
     with write_whole(out / "ladder.png") as file:
         file.write(chart(table))
@@ -189,6 +211,8 @@ def main(
         shown.add_row(row["freeze"], score, f"{row['trainable']:,}", seconds)
     Console().print(shown)
     print(f"chart: {out / 'ladder.png'}")
+    if failed:
+        raise UserError(f"{', '.join(failed)}: failed, as said above, and not in the table")
 
 
 if __name__ == "__main__":

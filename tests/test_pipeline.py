@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -52,13 +53,18 @@ class Project:
         self.folder = folder
 
     def run(self, *command: str, code: int = 0) -> str:
-        """Run a command; its output, both streams together."""
-        result = subprocess.run(
-            command, cwd=self.folder, env=ENVIRONMENT, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=900,
-        )  # fmt: skip
-        assert (result.returncode == 0) == (code == 0), result.stdout
-        return result.stdout
+        """Run a command; its output, both streams together, without that of what it leaves running.
+
+        The latter holds on to a pipe.
+        """
+        with tempfile.TemporaryFile("w+") as output:
+            result = subprocess.run(
+                command, cwd=self.folder, env=ENVIRONMENT, stdout=output, stderr=output, timeout=900
+            )
+            output.seek(0)
+            said = output.read()
+        assert (result.returncode == 0) == (code == 0), said
+        return said
 
     def repro(self, *options: str) -> set[str]:
         """Reproduce; the stages that ran, or came from the run cache."""
@@ -252,7 +258,16 @@ def test_experiments_can_be_run_compared_and_shown(project: Project) -> None:
     project.run("dvc", "checkout")
 
 
-def test_a_sweep_is_queued_and_run(project: Project) -> None:
+def test_a_sweep_is_queued_and_run_with_photos_and_weights_of_ones_own(project: Project) -> None:
+    data, source = project.folder / "data", "data/pretrained/own.safetensors"
+    shutil.copytree(data / "sample", data / "raw")
+    shutil.copy(data / "train/fold0/network.safetensors", project.folder / source)
+    project.set(
+        data={"train": "data/raw/train", "eval": "data/raw/eval"}, weights={"source": source}
+    )
+    project.run("dvc", "add", "data/raw", source)
+    project.run("git", "add", "--all")
+    project.run("git", "commit", "-qm", "photos and weights of my own")
     project.run("dvc", "exp", "run", "--queue", "-S", "train.freeze=layer3,layer4")
     project.run("dvc", "queue", "start", "-j", "1")
     for _ in range(300):
@@ -262,6 +277,10 @@ def test_a_sweep_is_queued_and_run(project: Project) -> None:
         time.sleep(1)
     assert status.count("Success") == 2, status
     project.run("dvc", "queue", "stop", "--kill")
+    project.run("git", "reset", "-q", "--hard", "HEAD~1")
+    shutil.rmtree(data / "raw")
+    (project.folder / source).unlink()
+    project.run("dvc", "checkout")
 
 
 def test_the_freeze_ladder_compares_freeze_points(project: Project) -> None:
@@ -277,8 +296,10 @@ def test_the_freeze_ladder_compares_freeze_points(project: Project) -> None:
     with Image.open(project.folder / "ladder/ladder.png") as picture:
         assert picture.width > 500
     assert "had them" in project.run(*ladder, "--points", "layer4")
-    output = project.run(*ladder, "--points", "layer9", code=1)
-    assert "ladder-layer9 has failed: error: train.freeze: this network has no part" in output
+    output = project.run(*ladder, "--points", "layer9,layer4", code=1)
+    assert "ladder-layer9 has failed, 1 to go: error: train.freeze: this network has no" in output
+    assert "had them" in output
+    assert output.endswith("error: ladder-layer9: failed, as said above, and not in the table\n")
     project.run("git", "checkout", "-q", "params.yaml")
     assert project.run("git", "status", "--porcelain") == ""
 
