@@ -10,6 +10,7 @@ all the command's processes, which a machine that others use too disturbs least;
 OMP_NUM_THREADS=1, because the loop's threads wait for each other.
 """
 
+import gc
 import resource
 import statistics
 import subprocess
@@ -80,6 +81,7 @@ def run(command: Sequence[str]) -> dict[str, float]:
 
 def reference(paths: Sequence[Path], networks: Path) -> None:
     """Ask the networks for one photo after another, and print a line for each."""
+    gc.freeze()  # as stages do (`stages/command.py`)
     be_deterministic()
     hardware = choose_hardware("auto", "auto", "device")
     asked, recipe = read_networks(list(find_networks(networks, None).values()), hardware)
