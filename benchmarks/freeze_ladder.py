@@ -32,6 +32,8 @@ from stages.params import read_params
 
 SECONDS_OF_FOLD = re.compile(r"^train fold \d+: macro F1 .* ([\d.]+) s$", re.MULTILINE)
 POLL_SECONDS = 10.0
+MOST_FAILURES = 5
+"""Looks at the queue in a row that may fail."""
 
 
 def dvc_command(*arguments: str) -> str:
@@ -89,9 +91,9 @@ def wait_for(names: dict[str, str], jobs: int) -> dict[str, str]:
         Those that did not fail, as `names` has them.
 
     Raises:
-        UserError: if one has left the queue.
+        UserError: if one has left the queue; if DVC does not tell any more how they are.
     """
-    waiting, succeeded = set(names), set[str]()
+    waiting, succeeded, failures = set(names), set[str](), 0
     dvc_command("queue", "start", "-j", str(jobs))
     while waiting:
         time.sleep(POLL_SECONDS)
@@ -99,8 +101,12 @@ def wait_for(names: dict[str, str], jobs: int) -> dict[str, str]:
             tasks, active = queue_status()
         except UserError as error:
             # DVC reads the queue's messages without regard to whether they are being written.
+            failures += 1
+            if failures == MOST_FAILURES:
+                raise
             print(f"{error}: asks again", flush=True)
             continue
+        failures = 0
         for name in sorted(waiting):
             status = tasks.get(name, "gone from the queue")
             if status in ("Queued", "Running"):

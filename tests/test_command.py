@@ -16,6 +16,7 @@ from stages.command import TIMES, stage_command
 from stages.errors import UserError
 from stages.files import write_json, write_whole
 from stages.progress import progress
+from tests.conftest import ROOT
 
 
 def test_a_user_s_mistake_is_one_line_and_exit_code_1() -> None:
@@ -48,6 +49,21 @@ def test_what_dvc_runs_leaves_its_time(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("DVC_STAGE", "train@3")
     assert CliRunner().invoke(main).exit_code == 0
     assert json.loads((TIMES / "train@3.json").read_text())["seconds"] >= 0.2
+
+
+@pytest.mark.parametrize(("name", "frozen"), [("__main__", True), ("imported", False)])
+def test_only_a_command_hides_its_imports_from_the_collector(name: str, frozen: bool) -> None:
+    program = f"""
+import gc
+from stages.command import stage_command
+__name__ = "{name}"
+@stage_command
+def main() -> None: print(gc.get_freeze_count())
+main()
+"""
+    command = [sys.executable, "-c", program]
+    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert (int(said) > 10_000) == frozen
 
 
 def test_a_full_disk_is_one_line_and_leaves_the_earlier_file(tmp_path: Path) -> None:
