@@ -1,9 +1,10 @@
-"""The 3 x 3 convolutions of a ResNet18 as matrix products, against torch's, forward and backward.
+"""The 3 x 3 convolutions of a ResNet18 as matrix products, against torch's.
 
     python -m benchmarks.convolutions --side 96 --batch 64
+    python -m benchmarks.convolutions --side 96 --batch 128 --forward
 
-Prints milliseconds of both, medians, and whether training takes the product
-(`stages/learning/convolution.py`).
+Prints milliseconds of both, forward and backward as in training or forward alone as in predictions,
+medians, and whether the product is taken (`stages/learning/convolution.py`).
 """
 
 import statistics
@@ -29,14 +30,15 @@ LAYERS = {
 
 
 def milliseconds(product: bool, images: Tensor, weight: Tensor, stride: int) -> float:
-    """Of a pass forward and backward."""
+    """Of a pass forward and, where there are gradients, backward."""
     images, weight = images.detach().requires_grad_(), weight.detach().requires_grad_()
     start = time.perf_counter()
     if product:
         out = convolve(images, weight, None, (stride, stride), (1, 1))
     else:
         out = functional.conv2d(images, weight, None, stride, 1)
-    out.backward(out)
+    if out.requires_grad:
+        out.backward(out)
     return 1000 * (time.perf_counter() - start)
 
 
@@ -44,11 +46,13 @@ def main(
     side: Annotated[int, typer.Option(help="Side of the crops in pixels")] = 96,
     batch: Annotated[int, typer.Option(help="Photos at once")] = 64,
     precision: Annotated[str, typer.Option(help="auto (as training), fp32 or bf16")] = "auto",
+    forward: Annotated[bool, typer.Option("--forward", help="A pass forward alone")] = False,
     repeats: Annotated[int, typer.Option(help="Runs of each, taking turns")] = 15,
 ) -> None:
     """Time each kind of 3 x 3 convolution both ways."""
+    torch.set_grad_enabled(not forward)
     hardware = choose_hardware("cpu", precision, "--device")
-    table = Table("layer", "images", "convolution", "product", "ratio", "taken in training")
+    table = Table("layer", "images", "convolution", "product", "ratio", "taken")
     for name, (channels, out, share, stride) in LAYERS.items():
         images, weight = (
             torch.randn(shape).to(hardware.dtype).to(memory_format=torch.channels_last)

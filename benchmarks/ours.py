@@ -21,7 +21,7 @@ from benchmarks.measuring import BATCH, BRIGHTNESS, FLIP, SHIFT, measured
 from stages.faces.boxes import CENTRE
 from stages.faces.cut import cut
 from stages.learning.checkpoint import Checkpoint
-from stages.learning.device import be_deterministic, choose_hardware
+from stages.learning.device import be_deterministic, choose_hardware, keep_memory
 from stages.learning.feature_store import FeatureStore
 from stages.learning.fit import fit
 from stages.learning.inputs import prepare
@@ -56,6 +56,7 @@ def train(
         with ProcessPoolExecutor() as pool:
             write_packed(crops, pool.map(middle, photos["path"], chunksize=16), len(photos), side)
     be_deterministic()
+    keep_memory()
     knobs = params.train.model_copy(
         update={
             "freeze": freeze, "cached_views": views, "epochs": epochs, "patience": epochs,

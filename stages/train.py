@@ -32,7 +32,7 @@ from stages.command import stage_command
 from stages.errors import UserError
 from stages.files import sha256, write_json, write_table
 from stages.learning.checkpoint import Checkpoint
-from stages.learning.device import Hardware, be_deterministic, choose_hardware
+from stages.learning.device import Hardware, be_deterministic, choose_hardware, keep_memory
 from stages.learning.feature_store import FeatureStore, project_folder
 from stages.learning.fingerprint import fingerprint
 from stages.learning.fit import fit, score
@@ -207,6 +207,7 @@ def main(
     params = read_params()
     hardware = choose_hardware(params.train.device, params.train.precision, "train.device")
     be_deterministic()
+    keep_memory()
 
     table = read_stage_table(folds)
     held_out = photos_of(table, fold)

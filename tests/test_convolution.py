@@ -108,14 +108,28 @@ def test_other_convolutions_stay_what_they_are(
     assert not products
 
 
-@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 18), (torch.bfloat16, 36)])
-def test_products_want_8_weights_for_an_output_or_4_in_bfloat16(
-    dtype: torch.dtype, most: int
+@pytest.mark.parametrize(
+    ("dtype", "gradients", "amx", "most"),
+    [
+        (torch.float32, True, False, 18),
+        (torch.float32, False, True, 18),
+        (torch.bfloat16, True, False, 36),
+        (torch.bfloat16, False, True, 72),
+        (torch.bfloat16, False, False, 0),
+        (torch.float64, True, True, 0),
+    ],
+)
+def test_products_want_more_weights_than_outputs(
+    dtype: torch.dtype, gradients: bool, amx: bool, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """8 times in float32, 4 in bfloat16; in a pass forward alone 2 with AMX, else never."""
+    monkeypatch.setattr(convolution, "AMX", amx)
     weight = nn.Conv2d(64, 64, 3).weight  # 36,864 numbers, against 256 a photo
-    for batch in (most, most + 1):
-        photos = images(batch, 64, 2, 2).to(dtype)
-        assert convolution.pays(photos, weight, None, (1, 1), (1, 1), (1, 1), 1) == (batch == most)
+    with torch.set_grad_enabled(gradients):
+        for batch in (most, most + 1):
+            photos = images(batch, 64, 2, 2).to(dtype)
+            pays = convolution.pays(photos, weight, None, (1, 1), (1, 1), (1, 1), 1)
+            assert pays == (0 < batch <= most)
 
 
 def test_weights_learn_from_images_that_do_not_as_behind_a_frozen_part() -> None:

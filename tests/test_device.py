@@ -1,5 +1,9 @@
 """The device and the precision, and what a network is fed there."""
 
+import subprocess
+import sys
+import textwrap
+
 import pytest
 import torch
 
@@ -35,3 +39,27 @@ def test_a_gpu_holds_what_fits_beside_what_is_there(monkeypatch: pytest.MonkeyPa
     taken[0] = 201
     assert hardware.hold(photos) is photos
     assert hardware.gather(photos, torch.tensor([1, 2])).shape == (2,)
+
+
+def test_memory_that_is_free_is_kept_for_what_comes_next() -> None:
+    """In a process of its own, of which the memory would else never be the same again."""
+    program = """
+        import resource, torch
+        from stages.learning.device import keep_memory
+
+        def faults(rounds):
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            for _ in range(rounds):
+                pieces = [torch.ones(2**24, dtype=torch.uint8) for _ in range(5)]
+                del pieces
+            return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+        faults(10)
+        print(faults(10))
+        keep_memory()
+        faults(10)
+        print(faults(10))
+    """
+    printed = subprocess.check_output([sys.executable, "-c", textwrap.dedent(program)], text=True)
+    usual, kept = map(int, printed.split())
+    assert kept < usual / 10

@@ -12,8 +12,8 @@ from torch.overrides import TorchFunctionMode
 
 Pair = tuple[int, int]
 
-WEIGHTS_PER_OUTPUT = {torch.bfloat16: 4, torch.float32: 8}
-"""From so many weights for each number that comes out a product is the faster way, or as fast."""
+AMX = bool(torch.cpu._is_amx_tile_supported())
+"""Whether the CPU has tiles of 16 rows, of which oneDNN fills as many as an image is wide."""
 
 LARGEST_KERNEL = 3
 """Of a larger one too many shifted copies would be made."""
@@ -23,8 +23,8 @@ class MatrixProducts(TorchFunctionMode):
     """Within it, `nn.Conv2d` of few pixels and many channels is a matrix product, on a CPU.
 
     As the last layers of a ResNet are, with small crops. oneDNN takes up to four times as long for
-    these, most of it for the gradient of the weights; what comes out is the same, to rounding
-    (`python -m benchmarks.convolutions`).
+    these, above all for the gradient of the weights and, with AMX, for a pass forward alone. What
+    comes out is the same, to rounding (`python -m benchmarks.convolutions`).
     """
 
     def __torch_function__(
@@ -54,9 +54,22 @@ def pays(
         return False
     high, wide = _output_size(images, weight, stride, padding)
     outputs = len(images) * len(weight) * high * wide
-    enough = WEIGHTS_PER_OUTPUT.get(images.dtype, math.inf)
+    half = torch.is_autocast_enabled("cpu")
+    dtype = torch.get_autocast_dtype("cpu") if half else images.dtype
+    enough = _enough_weights(dtype, torch.is_grad_enabled())
     small = max(weight.shape[2:]) <= LARGEST_KERNEL and min(high, wide) > 0
     return small and weight.numel() >= enough * outputs
+
+
+def _enough_weights(dtype: torch.dtype, gradients: bool) -> float:
+    """From so many for each number that comes out a product is the faster way, or as fast."""
+    if dtype == torch.float32:
+        return 8
+    if dtype != torch.bfloat16:
+        return math.inf
+    if gradients:
+        return 4
+    return 2 if AMX else math.inf
 
 
 def _output_size(images: Tensor, weight: Tensor, stride: Pair, padding: Pair) -> Pair:

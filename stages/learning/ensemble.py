@@ -70,7 +70,7 @@ class Ensemble(nn.Module):
 
 def predict_batch(ensemble: Ensemble, pixels: Tensor, hardware: Hardware) -> Tensor:
     """The ensemble's probabilities (B x 18, on the CPU) of crops that it can take at once."""
-    with torch.inference_mode(), hardware.autocast():
+    with torch.inference_mode(), hardware.computing():
         probabilities: Tensor = ensemble(pixels.to(hardware.device)).cpu()
     return probabilities
 

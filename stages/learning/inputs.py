@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from stages.errors import UserError
 from stages.learning.augment import augment
-from stages.learning.convolution import MatrixProducts
 from stages.learning.device import Hardware, normalise
 from stages.learning.feature_store import FeatureStore
 from stages.learning.fingerprint import fingerprint
@@ -27,7 +26,7 @@ CHUNK = 128
 
 CODE = [
     Path(__file__).parent / name
-    for name in ("augment.py", "device.py", "inputs.py", "network.py", "views.py")
+    for name in ("augment.py", "convolution.py", "device.py", "inputs.py", "network.py", "views.py")
 ]
 """What features depend on beside data and parameters."""
 
@@ -73,12 +72,11 @@ class Inputs:
 
     def forward(self, batch: Tensor) -> Tensor:
         """What the network says (B x 18 logits or more, float32) of a batch from `augmented`."""
-        with self.hardware.autocast():
+        with self.hardware.computing():
             if self.prefix is not None and self.views is None:
                 with torch.no_grad():
                     batch = self.prefix(batch)
-            with MatrixProducts():
-                logits: Tensor = self.rest(batch)
+            logits: Tensor = self.rest(batch)
         return logits.float()
 
     @torch.no_grad()
@@ -91,7 +89,7 @@ class Inputs:
         self.rest.eval()
         found = [torch.empty(0, CLASSES)]
         for chosen in rows.split(CHUNK):
-            with self.hardware.autocast():
+            with self.hardware.computing():
                 logits = [self.rest(view) for view in self._views(chosen, zoomed)]
             views = torch.stack([each.float().log_softmax(dim=1) for each in logits])
             found.append((views.logsumexp(dim=0) - math.log(len(views))).cpu())
@@ -218,7 +216,7 @@ def _keep_features(
 
     def compute(rows: Tensor) -> Iterator[Tensor]:
         for images in wanted.see(hardware.gather(photos.pixels, rows), generator):
-            with torch.no_grad(), hardware.autocast():
+            with torch.no_grad(), hardware.computing():
                 features: Tensor = prefix(images)
             yield features.to(hardware.dtype).movedim(1, -1)
 
