@@ -1,5 +1,6 @@
 """Training: seeded, stopped early, the best epoch kept, never past a loss that is not finite."""
 
+import copy
 import dataclasses
 from collections.abc import Callable
 from functools import partial
@@ -266,9 +267,46 @@ def test_zoomed_views_are_kept_for_each_zoom_where_there_is_room(
     assert "features of zoomed views are not kept: " in capsys.readouterr().out
 
 
-def test_the_last_layers_train_as_matrix_products(
-    knobs: Knobs, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("optimizer", "plainly"),
+    [
+        ("adamw", partial(torch.optim.AdamW, weight_decay=0.01)),
+        ("sgd", partial(torch.optim.SGD, momentum=0.9, nesterov=True, weight_decay=0.01)),
+    ],
+)
+def test_a_step_is_that_of_torch_s_optimizer(
+    knobs: Knobs, optimizer: str, plainly: Callable[..., torch.optim.Optimizer]
 ) -> None:
+    """Kernels of all shapes in channels_last, and one that does not train yet."""
+    plain = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, (3, 1), groups=8), nn.Conv2d(8, 16, 1), nn.Flatten(1),
+        nn.Linear(16 * 4 * 6, 2),
+    )  # fmt: skip
+    network = copy.deepcopy(plain).to(memory_format=torch.channels_last)
+    parameters = list(network.parameters())
+    groups = [{"params": list(part.parameters()), "lr": 0.1} for part in (network[0], network[1:])]
+    stepped = fit.make_optimizer(groups, knobs(optimizer=optimizer, weight_decay=0.01))
+    views = [view for group in stepped.param_groups for view in group["params"]]
+    for parameter, view in zip(parameters, views, strict=True):
+        assert view.is_contiguous()
+        assert view.data_ptr() == parameter.data_ptr()
+    constant = torch.optim.lr_scheduler.LambdaLR(stepped, lambda _: 1.0)
+    run = fit.Run(network, parameters, stepped, constant, seeded(0), 1, [])
+    by_torch = plainly(plain.parameters(), lr=0.1)
+    for step in range(4):
+        images = torch.randn(4, 3, 8, 8, generator=seeded(step))
+        for one in (plain, network):
+            one[0].requires_grad_(step > 1)
+            one(images).square().mean().backward()
+        run.step()
+        by_torch.step()
+        by_torch.zero_grad()
+        assert all(parameter.grad is None for parameter in parameters)
+        for name, expected in plain.state_dict().items():
+            torch.testing.assert_close(network.state_dict()[name], expected, atol=1e-5, rtol=1e-4)
+
+
+def test_the_last_layers_are_matrix_products(knobs: Knobs, monkeypatch: pytest.MonkeyPatch) -> None:
     seen, convolve = [], convolution.convolve
 
     def noted(images: Tensor, *others: Any) -> Tensor:
@@ -276,12 +314,13 @@ def test_the_last_layers_train_as_matrix_products(
         return convolve(images, *others)
 
     monkeypatch.setattr(convolution, "convolve", noted)
-    inputs = train(build("resnet18", 32), knobs(epochs=1))[0].inputs
-    steps = 3
-    assert seen.count(512) == 3 * steps  # 512 channels come into three of layer4's convolutions
-    in_training = len(seen)
+    inputs = train(build("resnet18", 32), knobs(epochs=1, flip_at_test=True))[0].inputs
+    steps, views = 3, 2
+    # 512 channels come into three of layer4's convolutions, and the held-out photos are one chunk
+    assert seen.count(512) == 3 * (steps + views)
+    seen.clear()
     inputs.predict(HELD_OUT)
-    assert len(seen) == in_training
+    assert seen.count(512) == 3 * views
 
 
 class OutOfMemory(nn.Module):

@@ -4,7 +4,7 @@ import contextlib
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -47,10 +47,13 @@ class Fitted:
 class Run:
     """What changes in the course of a run, and so what a checkpoint holds.
 
-    `names` are those of the tensors that train at any time of it; states hold just these.
+    `parameters` are those of the network that train at any time of it, in the order of the
+    optimizer, which has a view of each. `names` are those of the tensors that train at any time;
+    states hold just these.
     """
 
     network: nn.Module
+    parameters: list[nn.Parameter]
     optimizer: torch.optim.Optimizer
     scheduler: torch.optim.lr_scheduler.LRScheduler
     generator: torch.Generator
@@ -62,6 +65,16 @@ class Run:
     best_score: float = -math.inf
     best_epoch: int = -1
     history: list[dict[str, float]] = field(default_factory=list)
+
+    def step(self) -> None:
+        """A step of the optimizer and of its schedule, along the gradients, which it takes away."""
+        stepped = [each for group in self.optimizer.param_groups for each in group["params"]]
+        for parameter, its in zip(self.parameters, stepped, strict=True):
+            its.grad = None if parameter.grad is None else in_memory_order(parameter.grad)
+            parameter.grad = None
+        self.optimizer.step()
+        self.scheduler.step()
+        self.optimizer.zero_grad()
 
     def snapshot(self) -> State:
         """Copies of the network's tensors as they are."""
@@ -113,7 +126,7 @@ def fit(
     Where there is a checkpoint it goes on from there, to the same result.
 
     Args:
-        network: on its device.
+        network: on its device, and in its memory format.
         inputs_of: gives what is fed to the network as it is frozen at the time.
         training, validation: places of the photos (int64), on that device.
         training_targets: shares of the classes, and of ages in years where the network tells
@@ -129,12 +142,14 @@ def fit(
     freeze(network, params.freeze)
     targets = training_targets[training]
     steps = steps_per_epoch(class_counts(most_likely(targets)), params)
-    optimizer = make_optimizer(network, params)
+    groups = parameter_groups(network, params.head_lr, params.backbone_lr, params.lr_decay)
+    optimizer = make_optimizer(groups, params)
     scheduler = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: learning_rate_factor(step, steps * params.epochs, params.warmup)
     )
     run = Run(
         network,
+        [parameter for group in groups for parameter in group["params"]],
         optimizer,
         scheduler,
         torch.Generator(training.device).manual_seed(seed),
@@ -222,7 +237,6 @@ def train_epoch(
     now = run.network.state_dict()
     follow = get_ema_multi_avg_fn(params.ema)
     losses, norms = torch.zeros(2, len(drawn), device=labels.device)
-    trainable = [parameter for parameter in run.network.parameters() if parameter.requires_grad]
     epoch = len(run.history)
     label = f"epoch {epoch + 1}/{params.epochs}: batches"
     for step, chosen in enumerate(progress(drawn, len(drawn), label)):
@@ -230,9 +244,8 @@ def train_epoch(
         batch, shares = mix(batch, targets[chosen], params)
         loss_of = partial(photo_losses, counts=counts, params=params, late=late)
         losses[step] = backward(run, inputs, batch, shares, loss_of)
-        norms[step] = get_total_norm([p.grad for p in trainable if p.grad is not None])
-        run.optimizer.step()
-        run.scheduler.step()
+        norms[step] = get_total_norm([p.grad for p in run.parameters if p.grad is not None])
+        run.step()
         if run.average:
             follow(list(run.average.values()), [now[name] for name in run.average], 0)
     check_finite({"loss": losses, "gradient": norms}, epoch * len(drawn), params)
@@ -258,7 +271,6 @@ def backward(
         UserError: if one photo alone does not fit.
     """
     while True:
-        run.optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=targets.device)
         pieces = math.ceil(len(batch) / run.micro_batch)
         try:
@@ -273,7 +285,7 @@ def backward(
                 total += loss.detach()
             return total
         except torch.OutOfMemoryError:
-            run.optimizer.zero_grad(set_to_none=True)
+            run.network.zero_grad()
         # Out of the except block, whose traceback holds on to the memory of what failed.
         if run.micro_batch == 1:
             raise UserError(
@@ -285,11 +297,23 @@ def backward(
         torch.cuda.empty_cache()
 
 
-def make_optimizer(network: nn.Module, params: TrainParams) -> torch.optim.Optimizer:
-    """AdamW, or SGD with Nesterov momentum, over the trainable parameters."""
-    groups: list[dict[str, Any]] = parameter_groups(
-        network, params.head_lr, params.backbone_lr, params.lr_decay
-    )
+def in_memory_order(tensor: Tensor) -> Tensor:
+    """A contiguous view of a tensor that is channels_last; any other as it is."""
+    if tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last):
+        return tensor.movedim(1, -1)
+    return tensor
+
+
+def make_optimizer(groups: Sequence[dict[str, Any]], params: TrainParams) -> torch.optim.Optimizer:
+    """AdamW, or SGD with Nesterov momentum, over contiguous views of groups of parameters.
+
+    On a CPU torch's fused optimizers copy what is not contiguous, there and back, which takes them
+    longer than the step. What comes out is the same.
+    """
+    groups = [
+        {**group, "params": [nn.Parameter(in_memory_order(p.detach())) for p in group["params"]]}
+        for group in groups
+    ]
     if params.optimizer == "adamw":
         return torch.optim.AdamW(groups, weight_decay=params.weight_decay, fused=True)
     return torch.optim.SGD(

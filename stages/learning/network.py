@@ -1,6 +1,7 @@
 """torchvision's networks with a head for the 18 classes, and freezing them part by part."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torchvision
@@ -269,7 +270,7 @@ def trained_names(network: nn.Module) -> list[str]:
 
 def parameter_groups(
     network: nn.Module, head_lr: float, backbone_lr: float, lr_decay: float
-) -> list[dict[str, object]]:
+) -> list[dict[str, Any]]:
     """The trainable parameters for the optimizer, each once: a group for each part and the head.
 
     Learning rates fall with depth: that of the last part is `backbone_lr`, that of each part before
@@ -277,7 +278,7 @@ def parameter_groups(
     """
     named = {name: p for name, p in network.named_parameters() if p.requires_grad}
     head = f"{head_name(network)}."
-    groups: list[dict[str, object]] = []
+    groups: list[dict[str, Any]] = []
     for depth, names in enumerate(reversed(parts(network).values())):
         rate = backbone_lr * lr_decay**depth
         groups.insert(0, {"params": [named[n] for n in names if n in named], "lr": rate})
