@@ -51,7 +51,7 @@ from stages.errors import UserError
 from stages.faces.detect import load_detector, one_thread
 from stages.faces.marking import mark
 from stages.files import write_whole
-from stages.learning.device import be_deterministic, choose_hardware
+from stages.learning.device import be_deterministic, choose_hardware, keep_memory
 from stages.learning.ensemble import Ensemble, read_networks
 from stages.learning.recipe import Recipe
 from stages.learning.weight_files import read_recipe
@@ -365,6 +365,7 @@ def main(
         # A core is a worker's or the networks': threads that wait for each other cost 3x.
         torch.set_num_threads(min(torch.get_num_threads(), max(1, cores - workers)))
         be_deterministic()
+        keep_memory()
         hardware = choose_hardware(device, precision, "--device")
         asked, recipe = read_networks(files, hardware)
         ensemble = Ensemble(asked, recipe)

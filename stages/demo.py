@@ -19,7 +19,7 @@ import typer
 from stages.classifying import classify, find_networks, look, was_read
 from stages.command import stage_command
 from stages.errors import UserError
-from stages.learning.device import be_deterministic, choose_hardware
+from stages.learning.device import be_deterministic, choose_hardware, keep_memory
 from stages.learning.ensemble import Ensemble, read_networks
 from stages.pages.rendering import template
 from stages.params import Device
@@ -80,6 +80,7 @@ def main(
 
     listening = listen(port)
     be_deterministic()
+    keep_memory()
     hardware = choose_hardware(device, precision, "--device")
     asked, recipe = read_networks(list(find_networks(networks, fold).values()), hardware)
     ensemble = Ensemble(asked, recipe)

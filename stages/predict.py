@@ -16,7 +16,7 @@ import torch
 
 from stages.command import stage_command
 from stages.files import write_table
-from stages.learning.device import be_deterministic, choose_hardware
+from stages.learning.device import be_deterministic, choose_hardware, keep_memory
 from stages.learning.ensemble import mean_probabilities, read_networks
 from stages.params import read_params
 from stages.photos.packed import read_packed
@@ -32,6 +32,7 @@ def main(
     """Average the networks in RESULTS over CROPS; write OUT and SUBMISSION."""
     params = read_params()
     be_deterministic()
+    keep_memory()
     asked = read_stage_table(photos)
     readable = (asked["rejected"] == "").to_numpy()
     labels = read_stage_table(folds)["label"].to_numpy()
