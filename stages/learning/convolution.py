@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 Pair = tuple[int, int]
 
 AMX = bool(torch.cpu._is_amx_tile_supported())
-"""Whether the CPU has tiles of 16 rows, of which oneDNN fills as many as an image is wide."""
+"""Whether the CPU has AMX, with which oneDNN's convolutions of few pixels fall far behind."""
 
 LARGEST_KERNEL = 3
 """Of a larger one too many shifted copies would be made."""
