@@ -14,6 +14,7 @@ Writes to the output folder:
 import json
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Sequence
@@ -56,10 +57,17 @@ CODE = [
 
 def end_on_interrupt(fold: int) -> None:
     """End at once on Ctrl-C, even within a long step; what is on disk is whole at any moment."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        return
+    # A socket, since any of the libraries' threads may get the signal, and the main one be busy.
+    told, telling = socket.socketpair()
+    telling.setblocking(False)
+    signal.set_wakeup_fd(telling.detach())
+    signal.signal(signal.SIGINT, lambda *_: None)
 
     def end() -> None:
-        signal.sigwait({signal.SIGINT})
+        while signal.SIGINT not in told.recv(1):
+            pass
         print(
             f"\nstopped: the finished epochs of fold {fold} are kept, and so are finished folds; "
             "`dvc repro` goes on from there",
