@@ -1,43 +1,50 @@
-# make run: set up, run the pipeline, show the scores.  make test: set up, lint, types, tests.
+# make run: set up, run the pipeline, show the scores.  make test: set up, lint, types, all tests.
 PYTHON ?= python3.11
 VENV := .venv
 SHELL := /bin/bash
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: run test benchmark freeze-ladder lint browser extras setup
+.PHONY: run test check benchmark freeze-ladder lint browser extras setup
 
 run: setup
 	dvc repro
-	python -m stages.show
+	python -m commands.show
+
+# One thread per test worker: there is one worker per core.
+test check: export OMP_NUM_THREADS := 1
 
 test: lint browser
 	python -m pytest -n auto --dist loadfile
 
-# Training against a reference loop; on photos of your own: make benchmark DATA=data/raw/train
+# Lint, types and the fast tests, before each commit.
+check: lint
+	python -m pytest -n auto --dist loadfile -m "not slow"
+
+# Training against a reference loop; on your own photos: make benchmark DATA=data/raw/train
 DATA ?= data/sample/train
 benchmark: setup
 	test -e $(DATA) || dvc repro sample
-	python -m benchmarks.training $(DATA) --out benchmark.json
+	python -m benchmarks.epoch_times $(DATA) --out benchmark.json
 
-# An experiment for each freeze point, in DVC's queue; then a table and a chart in ladder/.
+# An experiment for each freeze point of a ResNet; then a table and a chart in sweep/.
 freeze-ladder: setup
-	python -m benchmarks.freeze_ladder ladder
+	python -m commands.sweep train.freeze=none,conv1,layer1,layer2,layer3,layer4
 
 lint: extras
-	ruff check stages tests benchmarks
-	ruff format --check stages tests benchmarks
+	ruff check .
+	ruff format --check .
 	mypy
 
-# The tests of the pages want Chromium: the system's, or playwright's own, or Debian's package.
+# The page tests need Chromium: the system's, playwright's or Debian's.
 browser: setup
 	@command -v chromium chromium-browser google-chrome > /dev/null || python -m playwright install chromium || { apt-get update -q && apt-get install -qy chromium; }
 
-# What single commands need beside: requirements-demo.txt, ...
+# Extra packages of single commands: requirements-demo.txt, ...
 extras: $(VENV)/installed-extras
 
 setup: $(VENV)/installed
 
-# Dated after what it was made from, so that it is done over only when that changes.
+# Touched after installation, so that it is repeated only when the requirements change.
 $(VENV)/installed: requirements.txt constraints.txt
 	@command -v $(PYTHON) > /dev/null || { echo "error: $(PYTHON) is not installed: install Python 3.11, or name another: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	$(VENV)/bin/python -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)

@@ -1,4 +1,4 @@
-"""What both contenders share: batches, augmentation, and how they report what they took."""
+"""Settings that both contenders share, and the measurement of time and memory."""
 
 import gc
 import itertools
@@ -10,26 +10,26 @@ import time
 from collections.abc import Callable
 
 BATCH = 32
-CLASSES = 18
+NUM_CLASSES = 18
 SHIFT, FLIP, BRIGHTNESS = 0.08, 0.5, 0.2
-"""The augmentation of both."""
+"""Augmentation: maximum shift, probability of a flip, maximum change of brightness."""
 
 
-def measured(work: Callable[[Callable[[], None]], None]) -> None:
-    """Do the work and print, as JSON: its seconds, the median of its epochs', and `peak_mb`.
+def measure(work: Callable[[Callable[[], None]], None]) -> None:
+    """Call `work` and print, as JSON: its seconds, median seconds per epoch, and `peak_mb`.
+
+    `peak_mb` is the peak memory of the largest process. The median excludes the first epoch, in
+    which workers start and caches fill.
 
     Args:
-        work: is given what it calls before its first epoch and after each. The first, in which
-            workers start and caches fill, is not among the epochs whose median is taken.
-
-    `peak_mb` is the memory of the largest process.
+        work: receives a function to call before the first epoch and after each epoch.
     """
-    gc.freeze()  # as stages do (`stages/command.py`)
-    marks: list[float] = []
+    gc.freeze()  # as stages do (`face_attributes/command.py`)
+    times: list[float] = []
     start = time.perf_counter()
-    work(lambda: marks.append(time.perf_counter()))
+    work(lambda: times.append(time.perf_counter()))
     seconds = time.perf_counter() - start
-    epochs = [end - begin for begin, end in itertools.pairwise(marks)]
+    epochs = [end - begin for begin, end in itertools.pairwise(times)]
     peaks = [
         resource.getrusage(who).ru_maxrss
         for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)

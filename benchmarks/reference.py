@@ -1,9 +1,9 @@
-"""The loop to compare with: one fold, as a careful person writes it from torchvision's examples.
+"""The reference loop: train one fold with code as in torchvision's examples.
 
     python -m benchmarks.reference photos.csv FOLD --side 128 --epochs 10 --freeze layer3
 
-A `Dataset` that opens each JPEG with Pillow, torchvision's v2 transforms for each image, a
-`DataLoader` with as many workers as cores, float32, AdamW, frozen layers by `requires_grad`, and
+A `Dataset` that opens each JPEG with Pillow, torchvision's v2 transforms on single images, a
+`DataLoader` with one worker per core, float32, AdamW, layers frozen by `requires_grad`, and
 validation after each epoch. Prints seconds and peak memory as JSON.
 """
 
@@ -22,13 +22,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from benchmarks.measuring import BATCH, BRIGHTNESS, CLASSES, FLIP, SHIFT, measured
+from benchmarks.measuring import BATCH, BRIGHTNESS, FLIP, NUM_CLASSES, SHIFT, measure
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
 class PhotoDataset(Dataset[tuple[Tensor, int]]):
-    """Photos of a table (path, label), decoded each time they are asked for."""
+    """Photos of a table (path, label), decoded on each access."""
 
     def __init__(self, table: pd.DataFrame, transform: v2.Compose) -> None:
         self.paths, self.labels = table["path"].to_list(), table["label"].to_list()
@@ -43,7 +43,7 @@ class PhotoDataset(Dataset[tuple[Tensor, int]]):
 
 
 def transforms(side: int, augmented: bool) -> v2.Compose:
-    """Resized to `side`; shifted, mirrored and brightened for training."""
+    """Resize to `side` and normalise; when `augmented`, also shift, flip and change brightness."""
     shift = round(SHIFT * side)
     return v2.Compose(
         [
@@ -59,7 +59,7 @@ def transforms(side: int, augmented: bool) -> v2.Compose:
 
 
 def loader(table: pd.DataFrame, side: int, augmented: bool) -> DataLoader[tuple[Tensor, int]]:
-    """Batches in random order for training, in order for validation."""
+    """Make the loader: shuffled for training, in order for validation."""
     return DataLoader(
         PhotoDataset(table, transforms(side, augmented)),
         BATCH,
@@ -71,8 +71,8 @@ def loader(table: pd.DataFrame, side: int, augmented: bool) -> DataLoader[tuple[
     )
 
 
-def frozen(network: nn.Module, upto: str) -> nn.Module:
-    """The network without gradients up to and including a layer; BatchNorm there in eval mode."""
+def freeze(network: nn.Module, upto: str) -> nn.Module:
+    """Turn off gradients up to and including a layer."""
     names = ["conv1", "bn1", "layer1", "layer2", "layer3", "layer4"]
     for name in names[: names.index(upto) + 1] if upto != "none" else []:
         network.get_submodule(name).requires_grad_(False)
@@ -84,28 +84,28 @@ def train(
     fold: int,
     side: int,
     epochs: int,
-    freeze: str,
+    freeze_upto: str,
     mark: Callable[[], None],
 ) -> None:
-    """Train on all folds but one, validating on that one after each epoch."""
+    """Train on all folds but one, and validate on that fold after each epoch."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network = frozen(torchvision.models.resnet18(num_classes=CLASSES), freeze).to(device)
+    network = freeze(torchvision.models.resnet18(num_classes=NUM_CLASSES), freeze_upto).to(device)
     trainable = [p for p in network.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trainable, lr=1e-3)
     training = loader(photos[photos["fold"] != fold], side, augmented=True)
     validation = loader(photos[photos["fold"] == fold], side, augmented=False)
-    loss_of = nn.CrossEntropyLoss(label_smoothing=0.1)
+    loss_function = nn.CrossEntropyLoss(label_smoothing=0.1)
     mark()
     for _ in range(epochs):
         network.train()
         for module in network.modules():
-            own = list(module.parameters())
-            if own and not any(p.requires_grad for p in own):
+            parameters = list(module.parameters())
+            if parameters and not any(p.requires_grad for p in parameters):
                 module.eval()
         for images, labels in training:
             images, labels = images.to(device, non_blocking=True), labels.to(device)
             optimizer.zero_grad()
-            loss_of(network(images), labels).backward()
+            loss_function(network(images), labels).backward()
             optimizer.step()
         network.eval()
         predicted, actual = [], []
@@ -125,7 +125,7 @@ def main(
     freeze: Annotated[str, typer.Option()],
 ) -> None:
     """Train one fold of PHOTOS (path, label, fold)."""
-    measured(lambda mark: train(pd.read_csv(photos), fold, side, epochs, freeze, mark))
+    measure(lambda mark: train(pd.read_csv(photos), fold, side, epochs, freeze, mark))
 
 
 if __name__ == "__main__":

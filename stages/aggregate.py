@@ -1,11 +1,11 @@
-"""Aggregate: all folds' out-of-fold predictions -> metrics.json, tables and plots.
+"""Aggregate: out-of-fold predictions of all folds -> metrics.json, tables and plots.
 
     python -m stages.aggregate data/train data/submission.csv \\
         data/sample/eval/answers.csv data/aggregate metrics.json
 
-Every training photo is scored by the one network that has not seen its person. Writes metrics.json
-and, to the output folder: `out_of_fold.csv` (person, photo, fold, label, predicted, p0 to p17),
-`confusion.csv`, `f1_per_class.csv` and `learning_curves.csv`, which DVC plots.
+Each training photo is scored by the one network that was not trained on its person. Writes
+metrics.json and, to the output folder, `out_of_fold.csv` (person, photo, fold, label, predicted, p0
+to p17), `confusion.csv`, `f1_per_class.csv` and `learning_curves.csv`, which DVC plots.
 """
 
 from collections.abc import Sequence
@@ -15,35 +15,36 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from stages.command import stage_command
-from stages.errors import UserError
-from stages.files import write_json, write_table
-from stages.params import AggregateParams, read_params
-from stages.photos.labels import CLASSES, class_names
-from stages.photos.tables import PROBABILITIES, read_text_table
-from stages.scoring.metrics import (
+from face_attributes.command import stage_command
+from face_attributes.errors import UserError
+from face_attributes.files import write_json, write_table
+from face_attributes.params import AggregateParams, read_params
+from face_attributes.photos.labels import NUM_CLASSES, class_names
+from face_attributes.photos.tables import PROBABILITIES, read_text_table
+from face_attributes.scoring.logit_adjustment import choose_tau, predict_with_nested_tau
+from face_attributes.scoring.metrics import (
     SCORES,
     confusion,
-    counts_of,
+    counts_by_person,
     f1_per_class,
     interval,
     resample_people,
 )
-from stages.scoring.out_of_fold import fold_folders, read_fold_metrics, read_out_of_fold
-from stages.scoring.tau import choose_tau, nested
+from face_attributes.scoring.out_of_fold import fold_folders, read_fold_metrics, read_out_of_fold
 
 
 def score_out_of_fold(
     table: pd.DataFrame, names: Sequence[str], params: AggregateParams
 ) -> tuple[dict[str, Any], pd.DataFrame]:
-    """Scores of all out-of-fold photos with 95% intervals, and F1 per class as a table.
+    """Scores of all out-of-fold photos with 95% intervals, and a table of F1 per class.
 
     Args:
-        table: person, label, predicted.
+        table: person, label, predicted; one row per photo.
+        names: names of the 18 classes.
     """
-    by_person = counts_of(table)
+    by_person = counts_by_person(table)
     counts = by_person.sum(axis=0)
-    resampled = resample_people(by_person, params.bootstrap, params.seed)
+    resampled = resample_people(by_person, params.bootstrap)
     scores: dict[str, Any] = {name: float(score(counts)) for name, score in SCORES.items()}
     scores["interval_95"] = {
         name: dict(zip(["low", "high"], map(float, interval(score(resampled))), strict=True))
@@ -63,7 +64,7 @@ def score_out_of_fold(
 
 
 def score_folds(table: pd.DataFrame) -> dict[str, float]:
-    """Mean and standard deviation (n - 1) over the folds of macro F1 and accuracy."""
+    """Mean and standard deviation (n - 1) of macro F1 and accuracy over the folds."""
     scores = pd.DataFrame(
         [
             {
@@ -74,14 +75,14 @@ def score_folds(table: pd.DataFrame) -> dict[str, float]:
         ]
     )
     return {
-        f"{name}_{what}": float(getattr(scores[name], what)())
+        f"{name}_{statistic}": float(getattr(scores[name], statistic)())
         for name in scores
-        for what in ("mean", "std")
+        for statistic in ("mean", "std")
     }
 
 
-def score_fit(folds: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Means over the folds of training and validation scores at the epoch kept."""
+def mean_fold_scores(folds: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Mean training and validation scores over the folds, at the kept epoch of each."""
     return {
         part: {
             name: float(np.mean([fold[part][name] for fold in folds]))
@@ -91,36 +92,35 @@ def score_fit(folds: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
     }
 
 
-def score_tuned(table: pd.DataFrame) -> dict[str, float]:
-    """Scores with tau tuned: for each fold on the others; and the tau that is best on all."""
+def score_tuned_tau(table: pd.DataFrame) -> dict[str, float]:
+    """Scores with tau tuned for each fold on the other folds, and the best tau on all folds."""
     labels = table["label"].to_numpy()
     probabilities = table[PROBABILITIES].to_numpy()
-    predicted = nested(probabilities, labels, table["fold"].to_numpy())
+    predicted = predict_with_nested_tau(probabilities, labels, table["fold"].to_numpy())
     counts = confusion(table["label"], pd.Series(predicted))
     scores = {name: float(SCORES[name](counts)) for name in ("macro_f1", "accuracy")}
     return {"tau": choose_tau(probabilities, labels), **scores}
 
 
 def score_evaluation(submission: Path, answers: Path) -> dict[str, float]:
-    """Scores on the evaluation photos, where the table of answers has any; else nothing.
+    """Scores on the evaluation photos with answers; empty if the table has no answers.
 
     Raises:
-        UserError: naming the row of an answer that is no class, or whose photo is not among those
-            that were predicted or has an answer above.
+        UserError: if an answer is not a class, its photo was not predicted, or its photo has two
+            rows; it names the row.
     """
     given = read_text_table(answers, ["ImageID", "ans"])
     if given.empty:
         return {}
     for row, answer in given["ans"].items():
-        if not answer.isdecimal() or int(answer) >= CLASSES:
+        if not answer.isdecimal() or int(answer) >= NUM_CLASSES:
             raise UserError(f"{answers}, row {row}: ans {answer!r} is not a class from 0 to 17")
     predicted = pd.read_csv(submission, dtype={"ImageID": str}).set_index("ImageID")["ans"]
     for row, photo in given["ImageID"].items():
         if photo not in predicted.index:
-            raise UserError(f"{answers}, row {row}: info.csv has no photo {photo!r}")
-    for row, again in given["ImageID"].duplicated().items():
-        if again:
-            raise UserError(f"{answers}, row {row}: its photo has a row above: keep one")
+            raise UserError(f"{answers}, row {row}: photo {photo!r} is not in info.csv: remove it")
+    for row, photo in given.loc[given["ImageID"].duplicated(), "ImageID"].items():
+        raise UserError(f"{answers}, row {row}: photo {photo!r} has an earlier row: keep one")
     if len(given) < len(predicted):
         print(f"aggregate: {answers} has answers for {len(given)} of {len(predicted)} photos")
     counts = confusion(given["ans"].astype(int), predicted.loc[given["ImageID"]])
@@ -130,9 +130,9 @@ def score_evaluation(submission: Path, answers: Path) -> dict[str, float]:
 def confusion_table(
     labels: "pd.Series[int]", predicted: "pd.Series[int]", names: Sequence[str]
 ) -> pd.DataFrame:
-    """Each class against each (324 rows): actual, predicted, photos, share of the actual class."""
+    """All pairs of classes (324 rows): actual, predicted, photos, share of the actual class."""
     counts = confusion(labels, predicted)
-    actual, guessed = (place.ravel() for place in np.indices(counts.shape))
+    actual, guessed = (index.ravel() for index in np.indices(counts.shape))
     return pd.DataFrame(
         {
             "actual": np.take(names, actual),
@@ -144,19 +144,19 @@ def confusion_table(
 
 
 def learning_curves(results: Path, index: Sequence[int]) -> pd.DataFrame:
-    """Losses of all folds in long form: fold, epoch, curve (training or validation), loss."""
+    """Losses of all folds in long format: fold, epoch, curve ("training", "validation"), loss."""
     histories = [
         pd.read_csv(folder / "history.csv").assign(fold=fold)
         for fold, folder in zip(index, fold_folders(results, index), strict=True)
     ]
     curves = {"train_loss": "training", "validation_loss": "validation"}
-    long = pd.concat(histories).rename(columns=curves)
-    return long.melt(["fold", "epoch"], list(curves.values()), "curve", "loss")
+    history = pd.concat(histories).rename(columns=curves)
+    return history.melt(["fold", "epoch"], list(curves.values()), "curve", "loss")
 
 
 @stage_command
 def main(results: Path, submission: Path, answers: Path, out: Path, metrics: Path) -> None:
-    """Score the folds in RESULTS; write tables to OUT and the figures to METRICS."""
+    """Score the folds in RESULTS; write tables to OUT and the scores to METRICS."""
     params = read_params()
     index = params.folds.index
     names = class_names(params.labels.age_edges)
@@ -164,12 +164,12 @@ def main(results: Path, submission: Path, answers: Path, out: Path, metrics: Pat
     table.insert(4, "predicted", table[PROBABILITIES].to_numpy().argmax(axis=1))
 
     scores, classes = score_out_of_fold(table, names, params.aggregate)
-    figures = {
+    all_scores = {
         **scores,
         "folds": score_folds(table),
-        **score_fit(read_fold_metrics(results, index)),
+        **mean_fold_scores(read_fold_metrics(results, index)),
         "f1_per_class": dict(zip(names, classes["f1"].fillna(0), strict=True)),
-        "tuned_tau": score_tuned(table),
+        "tuned_tau": score_tuned_tau(table),
         "evaluation": score_evaluation(submission, answers),
     }
     write_table(out / "out_of_fold.csv", table)
@@ -177,7 +177,7 @@ def main(results: Path, submission: Path, answers: Path, out: Path, metrics: Pat
     write_table(out / "confusion.csv", confusion, float_format="%.4f")
     write_table(out / "f1_per_class.csv", classes, float_format="%.4f")
     write_table(out / "learning_curves.csv", learning_curves(results, index), float_format="%.5f")
-    write_json(metrics, figures)
+    write_json(metrics, all_scores)
     low, high = scores["interval_95"]["macro_f1"].values()
     print(
         f"aggregate: macro F1 {scores['macro_f1']:.3f} (95% {low:.3f} to {high:.3f}), accuracy "

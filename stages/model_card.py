@@ -1,29 +1,72 @@
-"""Model card: what the networks are, whom they were tried on, how well, and where they fall short.
+"""Model card: what the networks are, how they were evaluated, how well they do, and their limits.
 
     python -m stages.model_card metrics.json data/clean data/crop/metrics.json \\
         data/folds/metrics.json data/weights/metrics.json data/aggregate data/corrections.csv \\
         reports/model_card.md
 
-In Markdown, after Mitchell et al., "Model Cards for Model Reporting", 2019. All figures come from
+In Markdown, after Mitchell et al., "Model Cards for Model Reporting", 2019. All numbers come from
 the run.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
-from stages.command import stage_command
-from stages.files import read_json, write_whole
-from stages.pages.rendering import render
-from stages.params import read_params
-from stages.photos.corrections import read_corrections
-from stages.photos.labels import age_group, attribute_names
-from stages.photos.tables import PROBABILITIES, read_stage_table
-from stages.scoring.calibration import calibration, expected_calibration_error
-from stages.scoring.groups import score_groups
-from stages.scoring.metrics import NAMES
+from face_attributes.command import stage_command
+from face_attributes.files import read_json, write_whole
+from face_attributes.networks.recipe import describe_views
+from face_attributes.pages.rendering import render
+from face_attributes.params import read_params
+from face_attributes.photos.label_edits import read_corrections
+from face_attributes.photos.labels import age_group, attribute_names
+from face_attributes.photos.tables import PROBABILITIES, read_stage_table
+from face_attributes.scoring.calibration import calibration_table, expected_calibration_error
+from face_attributes.scoring.groups import Gap, score_groups
+from face_attributes.scoring.metrics import SCORE_NAMES
 
 GROUPS = {"gender": "Gender", "age": "Age", "race": "Race, as given"}
+"""Columns that people are grouped by, and their headings."""
+
+UNKNOWN = "not given"
+
+
+def join_people(
+    predictions: pd.DataFrame, photos: pd.DataFrame, edges: Sequence[int]
+) -> pd.DataFrame:
+    """Add the gender, age group and race of each person to the out-of-fold predictions."""
+    table = predictions.merge(
+        photos[["person", "photo", "gender", "age", "race"]], on=["person", "photo"]
+    )
+    # A correction may change one photo alone, but a person belongs to one group.
+    table[["gender", "age"]] = table.groupby("person")[["gender", "age"]].transform("first")
+    names = attribute_names(edges)["age"]
+    table["age"] = table["age"].map(lambda age: names[age_group(age, edges)])
+    table["race"] = table["race"].replace("", UNKNOWN)
+    return table
+
+
+def score_all_groups(
+    table: pd.DataFrame, min_people: int, resamples: int
+) -> dict[str, tuple[pd.DataFrame, list[Gap]]]:
+    """Scores and gaps of `score_groups` by heading, without columns that are never given."""
+    return {
+        heading: score_groups(table, table[column], min_people, resamples)
+        for column, heading in GROUPS.items()
+        if (table[column] != UNKNOWN).any()
+    }
+
+
+def add_people(classes: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
+    """Add the number of people with photos of each class to the table of F1 per class."""
+    people = table.groupby("label")["person"].nunique()
+    return classes.assign(people=people.reindex(range(len(classes)), fill_value=0).to_numpy())
+
+
+def count_corrections(corrections: pd.DataFrame) -> dict[str, int]:
+    """Number of accepted rows in corrections.csv by field."""
+    accepted = corrections[corrections["decision"] != "rejected"]
+    return {str(field): int(count) for field, count in accepted["field"].value_counts().items()}
 
 
 @stage_command
@@ -37,59 +80,35 @@ def main(
     corrections: Path,
     out: Path,
 ) -> None:
-    """Describe the networks whose scores are in METRICS, for those who would use them, in OUT."""
+    """Describe the networks whose scores are in METRICS, for people who would use them, in OUT."""
     params = read_params()
-    edges = params.labels.age_edges
-    known = read_stage_table(clean / "photos.csv")
-    table = read_stage_table(aggregate / "out_of_fold.csv").merge(
-        known[["person", "photo", "gender", "age", "race"]], on=["person", "photo"]
-    )
-    # A correction may be of one photo alone; a person is in one group.
-    table[["gender", "age"]] = table.groupby("person")[["gender", "age"]].transform("first")
-    ages = attribute_names(edges)["age"]
-    table["age"] = table["age"].map(lambda age: ages[age_group(age, edges)])
-    table["race"] = table["race"].replace("", "not said")
-    knobs = params.aggregate
-    groups = {
-        title: score_groups(
-            table, table[column], params.model_card.min_people, knobs.bootstrap, knobs.seed
-        )
-        for column, title in GROUPS.items()
-        if (table[column] != "not said").any()
-    }
-    bins = calibration(
-        table[PROBABILITIES].to_numpy(float), table["label"].to_numpy(), params.report.bins
-    )
-    classes = pd.read_csv(aggregate / "f1_per_class.csv")
-    people = table.groupby("label")["person"].nunique()
-    classes["people"] = people.reindex(range(len(classes)), fill_value=0).to_numpy()
+    edges, min_people = params.labels.age_edges, params.model_card.min_people
+    predictions = read_stage_table(aggregate / "out_of_fold.csv")
+    table = join_people(predictions, read_stage_table(clean / "photos.csv"), edges)
+    groups = score_all_groups(table, min_people, params.aggregate.bootstrap)
+    bins = calibration_table(table[PROBABILITIES].to_numpy(float), table["label"].to_numpy())
     card = render(
         "model_card.md",
         metrics=read_json(metrics),
-        score_names=NAMES,
+        score_names=SCORE_NAMES,
         clean=read_json(clean / "metrics.json"),
         crop=read_json(crop),
         folds=read_json(folds),
         weights=read_json(weights),
-        classes=classes,
+        classes=add_people(pd.read_csv(aggregate / "f1_per_class.csv"), table),
         groups=groups,
-        min_people=params.model_card.min_people,
+        min_people=min_people,
         calibration_error=expected_calibration_error(bins),
-        corrections=corrections_by_field(read_corrections(corrections)),
+        corrections=count_corrections(read_corrections(corrections)),
         by_photo=params.folds.group_by == "photo",
         edges=edges,
-        rule=params.crop,
+        crop_params=params.crop,
         train=params.train,
+        views=describe_views(params.train.prediction),
     )
     with write_whole(out) as file:
         file.write(card.encode())
-    print(f"model_card: {len(table)} photos, {len(groups)} ways to group their people -> {out}")
-
-
-def corrections_by_field(corrections: pd.DataFrame) -> dict[str, int]:
-    """How many rows of corrections.csv were accepted, by field."""
-    accepted = corrections[corrections["decision"] != "rejected"]
-    return {str(field): int(count) for field, count in accepted["field"].value_counts().items()}
+    print(f"model_card: {len(table)} photos, {len(groups)} ways to group people -> {out}")
 
 
 if __name__ == "__main__":

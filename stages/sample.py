@@ -1,11 +1,10 @@
-"""Sample: a data set drawn by code, in the competition's layout, warts included.
+"""Sample: a data set drawn by code in the competition's layout, with the faults of real data.
 
     python -m stages.sample data/sample
 
-Writes `train/train.csv`, `train/images/`, `eval/info.csv`, `eval/images/` as the competition has
-them, and beside them `eval/answers.csv` (true labels of the evaluation photos) and `truth.csv` (the
-wrong labels planted in train.csv). The warts: hidden files, an id that two people share, photos as
-.jpeg, an RGBA PNG, wrong labels.
+Writes `train/train.csv`, `train/images/`, `eval/info.csv`, `eval/images/` as in the competition,
+plus `eval/answers.csv` (true labels of the evaluation photos) and `truth.csv` (the planted label
+errors). The faults: hidden files, two people with one id, .jpeg files, an RGBA PNG, wrong labels.
 """
 
 import hashlib
@@ -15,20 +14,20 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 
-from stages.command import stage_command
-from stages.faces.drawing import Mask, draw_circumstances, draw_portrait, draw_traits
-from stages.files import naming
-from stages.params import SampleParams, read_params
-from stages.photos.labels import MASK_OF_PHOTO, encode
-from stages.progress import progress
+from face_attributes.command import stage_command
+from face_attributes.faces.drawing import draw_portrait, random_circumstances, random_traits
+from face_attributes.files import path_in_errors
+from face_attributes.params import SampleParams, read_params
+from face_attributes.photos.labels import MASK_BY_STEM, encode
+from face_attributes.progress import progress
 
-# How many of 36 people in a row are of each gender and age group: imbalanced as in real data, where
-# women from 30 to 59 are most, and few are 60 or over.
+# Gender and age group of every 36 people: imbalanced like real data, where women from 30 to 59 are
+# the most frequent and people of 60 and over are rare.
 PATTERN = (
     ["female middle"] * 10
     + ["female young"] * 7
@@ -39,21 +38,22 @@ PATTERN = (
 )
 AGES = {"young": (18, 28), "middle": (33, 56), "old": (62, 76)}
 
-# Labels planted wrong, by the person's number: a gender, an age in a far group, two files swapped.
+# Planted label errors, by the number of the person: gender, age group, two swapped files.
 WRONG_GENDER = (7, 26)
 WRONG_AGE = (16, 41)
 SWAPPED = {4: ("incorrect_mask", "normal"), 33: ("mask3", "normal")}
 
+# Other faults, by the number of the person.
 SHARED_ID = (11, 12)
-JPEG_ENDING = (2, 9)
+JPEG_SUFFIX = (2, 9)
 RGBA_PERSON, RGBA_PHOTO = 5, "mask2"
-HIDDEN_IN = (0, 3, 8)
+HIDDEN_FILES = (0, 3, 8)
 APPLE_DOUBLE = b"\x00\x05\x16\x07" + b"\x00" * 4092
 
 
 @dataclass(frozen=True)
 class Person:
-    """Who somebody is, and what the table says of them."""
+    """A person's true gender and age, and those in train.csv, which may be wrong."""
 
     number: int
     gender: str
@@ -64,10 +64,10 @@ class Person:
 
 
 def roster(people: int, first: int = 0) -> list[Person]:
-    """Who the people are, from the number `first` on.
+    """List people, numbered from `first`.
 
-    It follows from the number alone, so that corrections in git, which name people, fit any seed
-    and any size of the sample.
+    A person depends on the number alone, so that the corrections in git fit any seed and any size
+    of the sample.
     """
     return [_person(number) for number in range(first, first + people)]
 
@@ -93,27 +93,30 @@ def _person(number: int) -> Person:
 
 
 def file_names(person: Person) -> dict[str, str]:
-    """The name of each of a person's files -> the stem of the photo that is in it."""
+    """Map the names of a person's files to the stems of the photos they really show."""
     first, second = SWAPPED.get(person.number, ("", ""))
-    shown = {first: second, second: first}
+    swapped = {first: second, second: first}
     names = {}
-    for stem in MASK_OF_PHOTO:
-        ending = "jpeg" if person.number in JPEG_ENDING else "jpg"
+    for stem in MASK_BY_STEM:
+        suffix = "jpeg" if person.number in JPEG_SUFFIX else "jpg"
         if (person.number, stem) == (RGBA_PERSON, RGBA_PHOTO):
-            ending = "png"
-        names[f"{stem}.{ending}"] = shown.get(stem, stem)
+            suffix = "png"
+        names[f"{stem}.{suffix}"] = swapped.get(stem, stem)
     return names
 
 
+def draw_photo(person: Person, stem: str, seed: int) -> Image.Image:
+    """Draw the photo of a person with the given file stem: 384 x 512, RGB."""
+    traits = random_traits(person.gender, person.age, np.random.default_rng([seed, person.number]))
+    rng = np.random.default_rng([seed, person.number, list(MASK_BY_STEM).index(stem)])
+    return draw_portrait(traits, random_circumstances(MASK_BY_STEM[stem], rng), rng)
+
+
 def draw_person(person: Person, folder: Path, seed: int) -> None:
-    """Draw a person's seven photos into `folder`: 384 x 512, JPEG, one of all as an RGBA PNG."""
-    traits = draw_traits(person.gender, person.age, np.random.default_rng([seed, person.number]))
+    """Write a person's seven photos to `folder`: JPEG files; one file of the sample is a PNG."""
     folder.mkdir(parents=True)
-    stems = list(MASK_OF_PHOTO)
     for name, stem in file_names(person).items():
-        rng = np.random.default_rng([seed, person.number, stems.index(stem)])
-        mask: Mask = next(m for m in get_args(Mask) if m == MASK_OF_PHOTO[stem])
-        photo = draw_portrait(traits, draw_circumstances(mask, rng), rng)
+        photo = draw_photo(person, stem, seed)
         if name.endswith(".png"):
             photo.convert("RGBA").save(folder / name)
         else:
@@ -124,22 +127,22 @@ def draw_all(people: Sequence[Person], folder: Path, seed: int) -> Iterator[None
     """Draw the folders of all people, on all cores."""
     folders = [folder / person.name for person in people]
     with ProcessPoolExecutor() as pool:
-        drawn = pool.map(partial(draw_person, seed=seed), people, folders)
-        yield from progress(drawn, len(people), "sample: people drawn")
+        results = pool.map(partial(draw_person, seed=seed), people, folders)
+        yield from progress(results, len(people), "sample: people drawn")
 
 
 def plant_hidden_files(images: Path, people: Sequence[Person]) -> None:
-    """Leave what a Mac leaves in folders and archives."""
+    """Write the hidden files that macOS leaves in folders and archives."""
     (images / ".DS_Store").write_bytes(b"\x00\x00\x00\x01Bud1" + b"\x00" * 6140)
     for person in people:
-        if person.number in HIDDEN_IN:
+        if person.number in HIDDEN_FILES:
             (images / f"._{person.name}").write_bytes(APPLE_DOUBLE)
             for name in file_names(person):
                 (images / person.name / f"._{name}").write_bytes(APPLE_DOUBLE)
 
 
-def planted(people: Sequence[Person]) -> pd.DataFrame:
-    """The wrong labels: person, photo (empty for all of them), field, given, true."""
+def planted_errors(people: Sequence[Person]) -> pd.DataFrame:
+    """List the wrong labels: person, photo (empty: all photos), field, given, true."""
     rows: list[tuple[str, str, str, str | int, str | int]] = []
     for person in people:
         if person.given_gender != person.gender:
@@ -147,7 +150,7 @@ def planted(people: Sequence[Person]) -> pd.DataFrame:
         if person.given_age != person.age:
             rows.append((person.name, "", "age", person.given_age, person.age))
         for name, stem in file_names(person).items():
-            given, true = MASK_OF_PHOTO[Path(name).stem], MASK_OF_PHOTO[stem]
+            given, true = MASK_BY_STEM[Path(name).stem], MASK_BY_STEM[stem]
             if given != true:
                 rows.append((person.name, name, "mask", given, true))
     return pd.DataFrame(rows, columns=["person", "photo", "field", "given", "true"])
@@ -156,11 +159,11 @@ def planted(people: Sequence[Person]) -> pd.DataFrame:
 def move_evaluation(
     people: Sequence[Person], drawn: Path, images: Path, edges: Sequence[int], seed: int
 ) -> pd.DataFrame:
-    """Move the evaluation people's photos under names that say nothing, in no order: ImageID, ans.
+    """Move evaluation photos to anonymous names; return the answers: ImageID, ans.
 
     Args:
-        drawn: the folder with a folder for each person.
-        images: where the photos go.
+        drawn: folder with one folder per person.
+        images: destination of the photos.
     """
     images.mkdir(parents=True)
     rows = []
@@ -168,7 +171,7 @@ def move_evaluation(
         for photo in sorted((drawn / person.name).iterdir()):
             name = hashlib.sha1(f"{seed} {person.name} {photo.stem}".encode()).hexdigest() + ".jpg"
             photo.rename(images / name)
-            label = encode(MASK_OF_PHOTO[photo.stem], person.gender, person.age, edges)
+            label = encode(MASK_BY_STEM[photo.stem], person.gender, person.age, edges)
             rows.append({"ImageID": name, "ans": label})
         (drawn / person.name).rmdir()
     table = pd.DataFrame(rows, columns=["ImageID", "ans"])
@@ -179,8 +182,8 @@ def draw_sample(folder: Path, params: SampleParams, edges: Sequence[int]) -> Non
     """Draw the whole data set into `folder`, which must not exist."""
     train, evaluation = folder / "train", folder / "eval"
     people = roster(params.people)
-    # Far from the training people's numbers, so that more of these leave those as they are.
-    others = roster(params.evaluation_people, first=100 * len(PATTERN))
+    # Numbered far from the training people, so that more of those do not change these.
+    evaluation_people = roster(params.evaluation_people, first=100 * len(PATTERN))
 
     for _ in draw_all(people, train / "images", params.seed):
         pass
@@ -188,13 +191,13 @@ def draw_sample(folder: Path, params: SampleParams, edges: Sequence[int]) -> Non
     rows = [(p.name.split("_")[0], p.given_gender, "Drawn", p.given_age, p.name) for p in people]
     table = pd.DataFrame(rows, columns=["id", "gender", "race", "age", "path"])
     table.to_csv(train / "train.csv", index=False)
-    planted(people).to_csv(folder / "truth.csv", index=False)
+    planted_errors(people).to_csv(folder / "truth.csv", index=False)
 
     drawn = folder / "drawn"
     drawn.mkdir()
-    for _ in draw_all(others, drawn, params.seed):
+    for _ in draw_all(evaluation_people, drawn, params.seed):
         pass
-    answers = move_evaluation(others, drawn, evaluation / "images", edges, params.seed)
+    answers = move_evaluation(evaluation_people, drawn, evaluation / "images", edges, params.seed)
     drawn.rmdir()
     answers.to_csv(evaluation / "answers.csv", index=False)
     answers.assign(ans=0).to_csv(evaluation / "info.csv", index=False)
@@ -202,12 +205,12 @@ def draw_sample(folder: Path, params: SampleParams, edges: Sequence[int]) -> Non
 
 @stage_command
 def main(out: Path) -> None:
-    """Draw the embedded data set into OUT, in place of what is there."""
+    """Draw the embedded data set into OUT and replace its content."""
     params = read_params()
     partial_out = out.with_name(out.name + ".partial")
     if partial_out.exists():
         shutil.rmtree(partial_out)
-    with naming(partial_out):
+    with path_in_errors(partial_out):
         draw_sample(partial_out, params.sample, params.labels.age_edges)
     shutil.rmtree(out, ignore_errors=True)
     partial_out.rename(out)

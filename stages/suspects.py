@@ -1,21 +1,22 @@
-"""Suspects: labels that are probably wrong, and photos that are there twice, the surest first.
+"""Suspects: labels that are probably wrong and duplicate photos, the most likely first.
 
     python -m stages.suspects data/aggregate/out_of_fold.csv data/clean/photos.csv \\
         data/duplicates/duplicates.csv data/corrections.csv data/suspects.csv data/suspects.json
 
-Writes suspects.csv, a row a finding (rank, kind, person, photo, field, given, suggested, score,
-evidence), and a metric with the counts. Nothing is applied: that is what a person decides, on the
-page that the stage `review` makes, or in corrections.csv. The score is the probability that the
-label is wrong. Kinds:
+Writes suspects.csv, one row per finding (rank, kind, person, photo, field, given, suggested, score,
+evidence), and a metrics file with the counts. No label is changed: a person decides, on the page of
+the stage `review` or in corrections.csv. The score is the probability that the label is wrong.
+Kinds:
 
-- `gender`, `age`: all photos of a person together speak against the label
-- `age_edge`: as `age`, but the age is so near to the suggested group that nobody can be sure; last
-- `swap`: two photos in a person's folder look like each other's label; one finding, one repair
-- `mask`: one photo's mask state is doubtful; to be left out, since with another label there would
-  be two photos of one kind
-- `duplicate`: a photo is there twice: in `given` the other one; more than one photo with ; between
+- `gender`, `age`: all photos of a person together contradict the label
+- `age_edge`: like `age`, but the age is close to the edge of the suggested group; ranked last
+- `swap`: two photos of a person look like each other's label; one finding corrects both
+- `mask`: the mask state of one photo is doubtful; the suggestion is to drop the photo, since a new
+  label would give its person two photos of that state
+- `duplicate`: the same photo is also stored elsewhere, as listed in `given`; lists are separated by
+  semicolons
 
-What was rejected in corrections.csv is not shown again, unless the evidence has changed.
+Findings that were rejected in corrections.csv are not listed again unless their score has risen.
 """
 
 from collections import Counter
@@ -26,14 +27,23 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from cleanlab.filter import find_label_issues
+from numpy.typing import NDArray
 
-from stages.command import stage_command
-from stages.files import write_json, write_table
-from stages.params import SuspectParams, read_params
-from stages.photos.corrections import read_corrections
-from stages.photos.labels import AGE_GROUPS, GENDERS, MASKS, OLDEST, age_group, attribute_names
-from stages.photos.tables import PROBABILITIES, read_stage_table
-from stages.scoring.suspects import (
+from face_attributes.command import stage_command
+from face_attributes.files import write_json, write_table
+from face_attributes.params import SuspectParams, read_params
+from face_attributes.photos.label_edits import read_corrections
+from face_attributes.photos.labels import (
+    GENDERS,
+    MASKS,
+    MAX_AGE,
+    NUM_AGE_GROUPS,
+    Labels,
+    age_group,
+    attribute_names,
+)
+from face_attributes.photos.tables import PROBABILITIES, read_stage_table
+from face_attributes.scoring.label_noise import (
     Floats,
     likeliest_swap,
     ordinal_posterior,
@@ -45,7 +55,7 @@ from stages.scoring.suspects import (
 COLUMNS = ["kind", "person", "photo", "field", "given", "suggested", "score", "evidence"]
 KINDS = ["gender", "age", "age_edge", "mask", "swap", "duplicate"]
 NEW_EVIDENCE = 0.2
-"""A rejected finding is shown again when its score has risen by so much."""
+"""A rejected finding is listed again when its score has risen by this much."""
 
 Finding = dict[str, Any]
 Claim = tuple[str, str, str, str]
@@ -53,9 +63,9 @@ Claim = tuple[str, str, str, str]
 
 
 def attribute_probabilities(table: pd.DataFrame) -> dict[str, Floats]:
-    """Probabilities of mask, gender and age group apart, N x 3, N x 2, N x 3."""
+    """Marginal probabilities of mask (N x 3), gender (N x 2) and age group (N x 3)."""
     joint = table[PROBABILITIES].to_numpy(float).clip(1e-9)
-    joint = joint.reshape(-1, len(MASKS), len(GENDERS), AGE_GROUPS)
+    joint = joint.reshape(-1, len(MASKS), len(GENDERS), NUM_AGE_GROUPS)
     joint /= joint.sum(axis=(1, 2, 3), keepdims=True)
     return {
         "mask": joint.sum(axis=(2, 3)),
@@ -65,75 +75,70 @@ def attribute_probabilities(table: pd.DataFrame) -> dict[str, Floats]:
 
 
 def mean_by_person(probabilities: Floats, person: "pd.Series[str]") -> Floats:
-    """Geometric mean over each person's photos, people in sorted order: P x K."""
+    """Normalised geometric mean over each person's photos (P x K), people in sorted order."""
     logs = pd.DataFrame(np.log(probabilities)).groupby(person.to_numpy()).mean().to_numpy()
     means: Floats = np.exp(logs - np.logaddexp.reduce(logs, axis=1)[:, None])
     return means
 
 
-def confident(labels: Floats, probabilities: Floats) -> Floats:
-    """Whether confident learning (cleanlab's) takes a label for wrong (N, bool)."""
-    flags: Floats = find_label_issues(labels, probabilities, filter_by="confident_learning")
+def confident_learning(labels: Labels, probabilities: Floats) -> NDArray[np.bool_]:
+    """Whether confident learning, as in cleanlab, flags each label as wrong (N)."""
+    flags: NDArray[np.bool_] = find_label_issues(
+        labels, probabilities, filter_by="confident_learning"
+    )
     return flags
 
 
 def doubtful_people(
     table: pd.DataFrame, edges: Sequence[int], params: SuspectParams
 ) -> list[Finding]:
-    """People whose gender or age group is doubtful, the two attributes apart.
+    """People whose gender or age group is doubtful, one finding per attribute.
 
     Args:
-        table: person, photo, gender, age, p0 to p17, a row a photo.
+        table: person, photo, gender, age, p0 to p17; one row per photo.
+        edges: edges of the age groups in years.
     """
-    shares = attribute_probabilities(table)
+    probabilities = attribute_probabilities(table)
     people = table.groupby("person").agg(gender=("gender", "first"), age=("age", "first"))
     ages = people["age"].to_numpy()
     given = {
         "gender": people["gender"].map(GENDERS.index).to_numpy(),
         "age": np.array([age_group(age, edges) for age in ages]),
     }
-    means = {field: mean_by_person(shares[field], table["person"]) for field in given}
+    means = {field: mean_by_person(probabilities[field], table["person"]) for field in given}
     log_odds = np.log(means["gender"][:, 1] / means["gender"][:, 0])
-    looks = means["age"] @ np.arange(AGE_GROUPS)
-    likely = {
+    apparent_age = means["age"] @ np.arange(NUM_AGE_GROUPS)
+    posteriors = {
         "gender": two_class_posterior(log_odds, given["gender"]),
-        "age": ordinal_posterior(looks, ages, given["age"]),
+        "age": ordinal_posterior(apparent_age, ages, given["age"]),
     }
     names = attribute_names(edges)
-    limits = [0, *edges, OLDEST + 1]
+    limits = [0, *edges, MAX_AGE + 1]
     findings = []
     for field, labels in given.items():
-        agrees = confident(labels, means[field])
-        of_photos = pd.DataFrame(shares[field]).groupby(table["person"].to_numpy())
-        top = of_photos.apply(lambda rows: rows.to_numpy().argmax(axis=1))
-        for place, (person, gender, age) in enumerate(people.itertuples(name=None)):
-            others = means[field][place].copy()
-            others[labels[place]] = 0
-            suggested = int(others.argmax())
-            kind = field
-            if field == "age" and (
-                limits[suggested] - params.near_edge
-                <= age
-                < limits[suggested + 1] + params.near_edge
-            ):
-                kind = "age_edge"
-            seen = top[person]
+        flagged = confident_learning(labels, means[field])
+        likeliest = pd.Series(probabilities[field].argmax(axis=1))
+        votes = likeliest.groupby(table["person"].to_numpy()).agg(list)
+        for index, (person, gender, age) in enumerate(people.itertuples(name=None)):
+            mean, label = means[field][index], labels[index]
+            suggested = int(np.where(np.arange(len(mean)) == label, 0, mean).argmax())
+            low, high = limits[suggested], limits[suggested + 1]
+            near = low - params.near_edge <= age < high + params.near_edge
             name = names[field][suggested]
             evidence = (
-                f"looks {name} in {(seen == suggested).sum()} of {len(seen)} photos, together "
-                f"{means[field][place, suggested]:.2f} against "
-                f"{means[field][place, labels[place]]:.2f}"
+                f"looks {name} in {votes[person].count(suggested)} of {len(votes[person])} photos, "
+                f"mean probability {mean[suggested]:.2f} against {mean[label]:.2f}"
             )
             findings.append(
                 {
-                    "kind": kind,
+                    "kind": "age_edge" if field == "age" and near else field,
                     "person": person,
                     "photo": "",
                     "field": field,
                     "given": gender if field == "gender" else str(age),
                     "suggested": name,
-                    "score": 1 - float(likely[field][place, labels[place]]),
-                    "evidence": evidence + "; confident learning agrees" * bool(agrees[place]),
+                    "score": 1 - float(posteriors[field][index, label]),
+                    "evidence": evidence + "; confident learning agrees" * bool(flagged[index]),
                 }
             )
     return [finding for finding in findings if finding["score"] >= params.min_score]
@@ -142,28 +147,30 @@ def doubtful_people(
 def doubtful_masks(table: pd.DataFrame, params: SuspectParams) -> list[Finding]:
     """Pairs of photos that look swapped, and single photos whose mask state is doubtful.
 
-    A single photo is suggested to be dropped: with another label, its person would have one of that
-    kind too many.
+    For a single photo the suggestion is to drop it: a new label would give its person two photos of
+    that state.
 
     Args:
-        table: person, photo, mask, p0 to p17, a row a photo.
+        table: person, photo, mask, p0 to p17; one row per photo.
     """
-    shares = attribute_probabilities(table)["mask"]
+    probabilities = attribute_probabilities(table)["mask"]
     given = table["mask"].map(MASKS.index).to_numpy()
-    logs, photos = np.log(shares), table["photo"].to_numpy(str)
+    logs, photos = np.log(probabilities), table["photo"].to_numpy(str)
     swaps = []
     for person, rows in table.groupby("person").indices.items():
         if len(set(given[rows])) > 1:
             first, second, odds = likeliest_swap(logs[rows], given[rows])
             swaps.append((person, rows[first], rows[second], odds))
     scores = swap_posterior(np.array([odds for *_, odds in swaps]))
-    findings, taken = list[Finding](), set[int]()
+    findings, swapped = list[Finding](), set[int]()
     for (person, first, second, _), score in zip(swaps, scores, strict=True):
         pair = [(first, given[second]), (second, given[first])]
-        both = all(shares[row, state] > shares[row, given[row]] for row, state in pair)
-        if score < params.min_score or not both:
+        both_fit = all(
+            probabilities[row, state] > probabilities[row, given[row]] for row, state in pair
+        )
+        if score < params.min_score or not both_fit:
             continue
-        taken |= {first, second}
+        swapped |= {first, second}
         findings.append(
             {
                 "kind": "swap",
@@ -174,20 +181,21 @@ def doubtful_masks(table: pd.DataFrame, params: SuspectParams) -> list[Finding]:
                 "suggested": ";".join(MASKS[state] for _, state in pair),
                 "score": float(score),
                 "evidence": ", ".join(
-                    f"{photos[row]} looks {MASKS[state]} ({shares[row, state]:.2f})"
+                    f"{photos[row]} looks {MASKS[state]} ({probabilities[row, state]:.2f})"
                     for row, state in pair
                 ),
             }
         )
     prior = np.bincount(given, minlength=len(MASKS)) / len(given)
-    likely = posterior(logs - np.log(prior.clip(1e-9)), given)
-    agrees = confident(given, shares)
+    posteriors = posterior(logs - np.log(prior.clip(1e-9)), given)
+    flagged = confident_learning(given, probabilities)
     for row in range(len(table)):
-        score = 1 - likely[row, given[row]]
-        looks = int(shares[row].argmax())  # a network that knows little may still look as labelled
-        if score < params.min_score or row in taken or looks == given[row]:
+        score = 1 - posteriors[row, given[row]]
+        likeliest = int(probabilities[row].argmax())
+        # The score alone can be high for a photo that a weak network predicts as labelled.
+        if score < params.min_score or row in swapped or likeliest == given[row]:
             continue
-        evidence = f"looks {MASKS[looks]} ({shares[row, looks]:.2f})"
+        evidence = f"looks {MASKS[likeliest]} ({probabilities[row, likeliest]:.2f})"
         findings.append(
             {
                 "kind": "mask",
@@ -197,39 +205,39 @@ def doubtful_masks(table: pd.DataFrame, params: SuspectParams) -> list[Finding]:
                 "given": MASKS[given[row]],
                 "suggested": "drop",
                 "score": float(score),
-                "evidence": evidence + "; confident learning agrees" * bool(agrees[row]),
+                "evidence": evidence + "; confident learning agrees" * bool(flagged[row]),
             }
         )
     return findings
 
 
-def doubles(
+def duplicate_findings(
     duplicates: pd.DataFrame, photos: pd.DataFrame, folds: dict[Hashable, int]
 ) -> list[Finding]:
-    """Photos that are there twice, one finding for two people; conflicting labels score double.
+    """Duplicate photos, one finding per pair of people; conflicting labels double the score.
 
     Args:
         duplicates: person, photo, other_person, other_photo, similarity.
         photos: person, photo, mask, gender, label.
-        folds: of each person.
+        folds: the fold of each person.
     """
-    label = photos.set_index(["person", "photo"])["label"].to_dict()
+    labels = photos.set_index(["person", "photo"])["label"].to_dict()
     findings = []
-    for who, pairs in duplicates.groupby(["person", "other_person"], sort=False):
-        person, other = map(str, who)
+    for people, pairs in duplicates.groupby(["person", "other_person"], sort=False):
+        person, other = map(str, people)
         similarity = float(pairs["similarity"].max())
         others = [f"{other or 'evaluation'}/{name}" for name in pairs["other_photo"]]
-        conflict = [
-            (mine, yours)
-            for mine, yours in zip(pairs["photo"], pairs["other_photo"], strict=True)
-            if other and label[person, mine] != label[other, yours]
-        ]
+        conflicts = sum(
+            labels[person, photo] != labels[other, other_photo]
+            for photo, other_photo in zip(pairs["photo"], pairs["other_photo"], strict=True)
+            if other
+        )
         where = "in the evaluation set"
         if other == person:
             where = "in the same folder"
         elif other:
             same = folds[person] == folds[other]
-            where = f"in the folder of {other}, in {'the same' if same else 'another'} fold"
+            where = f"in the folder of {other}, in {'the same' if same else 'a different'} fold"
         findings.append(
             {
                 "kind": "duplicate",
@@ -238,16 +246,16 @@ def doubles(
                 "field": "drop",
                 "given": ";".join(others),
                 "suggested": "drop",
-                "score": similarity * (1.0 if conflict else 0.5),
+                "score": similarity * (1.0 if conflicts else 0.5),
                 "evidence": f"the same photo {where} (similarity {similarity:.3f})"
-                + (f"; the labels differ on {len(conflict)} of {len(pairs)}" if conflict else ""),
+                + (f"; the labels of {conflicts} of {len(pairs)} differ" if conflicts else ""),
             }
         )
     return findings
 
 
 def claims(finding: Finding) -> list[Claim]:
-    """What a finding says, photo by photo, as the rows of corrections.csv would say it."""
+    """Claims of a finding, one per row that it would have in corrections.csv."""
     photos, suggested = finding["photo"].split(";"), finding["suggested"].split(";")
     if suggested == ["drop"]:
         return [(finding["person"], photo, "drop", "") for photo in photos]
@@ -258,7 +266,7 @@ def claims(finding: Finding) -> list[Claim]:
 
 
 def rejected_claims(corrections: pd.DataFrame, edges: Sequence[int]) -> dict[Claim, float]:
-    """What was rejected in corrections.csv, ages as their groups, and the score it had then."""
+    """Claims rejected in corrections.csv, with ages as groups, and their scores at that time."""
     groups = attribute_names(edges)["age"]
     rejected = corrections[corrections["decision"] == "rejected"]
     return {
@@ -272,14 +280,14 @@ def rejected_claims(corrections: pd.DataFrame, edges: Sequence[int]) -> dict[Cla
 
 
 def was_rejected(finding: Finding, rejected: dict[Claim, float]) -> bool:
-    """Whether all that a finding says was rejected, on evidence that was not much weaker."""
+    """Whether all claims of a finding were rejected at a score that was not much lower."""
     return all(
         finding["score"] < rejected.get(claim, -1) + NEW_EVIDENCE for claim in claims(finding)
     )
 
 
-def rank(findings: Sequence[Finding]) -> pd.DataFrame:
-    """The findings as a table, the surest first, ages near an edge after all others."""
+def rank_findings(findings: Sequence[Finding]) -> pd.DataFrame:
+    """Rank findings by score in one table, ages near an edge after all others."""
     table = pd.DataFrame(findings, columns=COLUMNS)
     table["edge"] = table["kind"] == "age_edge"
     table = table.sort_values(
@@ -298,35 +306,37 @@ def main(
     out: Path,
     metrics: Path,
 ) -> None:
-    """Rank the labels in PHOTOS that the predictions in OUT_OF_FOLD speak against."""
+    """Rank the labels in PHOTOS that the predictions in OUT_OF_FOLD contradict."""
     params = read_params()
     edges = params.labels.age_edges
     predicted = read_stage_table(out_of_fold)
-    known = read_stage_table(photos)
+    labelled = read_stage_table(photos)
     folds = predicted.groupby("person")["fold"]
     counts: dict[str, Any] = dict.fromkeys(KINDS, 0)
     counts["rejected_before"] = 0
     counts["refused"] = bool((folds.nunique() > 1).any())
     findings = list[Finding]()
     if counts["refused"]:
-        # Not an error: an experiment that shows the leak shall come to its end.
+        # Not an error, so that an experiment that demonstrates the leak runs to the end.
         print(
-            f"suspects: refused: {(folds.nunique() > 1).sum()} people are in two folds, so that "
-            "the networks have learned the labels that they should judge: set folds.group_by to "
+            f"suspects: refused: {(folds.nunique() > 1).sum()} people are in two folds, so the "
+            "networks were trained on the labels that they would check: set folds.group_by to "
             "person"
         )
     else:
-        table = known.merge(predicted[["person", "photo", *PROBABILITIES]], on=["person", "photo"])
-        found = [
+        table = labelled.merge(
+            predicted[["person", "photo", *PROBABILITIES]], on=["person", "photo"]
+        )
+        candidates = [
             *doubtful_people(table, edges, params.suspects),
             *doubtful_masks(table, params.suspects),
-            *doubles(read_stage_table(duplicates), known, folds.first().to_dict()),
+            *duplicate_findings(read_stage_table(duplicates), labelled, folds.first().to_dict()),
         ]
         rejected = rejected_claims(read_corrections(corrections), edges)
-        findings = [finding for finding in found if not was_rejected(finding, rejected)]
+        findings = [finding for finding in candidates if not was_rejected(finding, rejected)]
         counts |= Counter(finding["kind"] for finding in findings)
-        counts["rejected_before"] = len(found) - len(findings)
-    write_table(out, rank(findings), float_format="%.4f")
+        counts["rejected_before"] = len(candidates) - len(findings)
+    write_table(out, rank_findings(findings), float_format="%.4f")
     write_json(metrics, counts)
     kinds = ", ".join(f"{counts[kind]} {kind}" for kind in KINDS)
     print(

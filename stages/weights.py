@@ -1,10 +1,10 @@
-"""Weights: the state that the network of every fold starts from.
+"""Weights: write the initial weights that the networks of all folds start from.
 
     python -m stages.weights data/pretrained data/weights
 
-Reads a file in the folder of pretrained weights where `weights.source` names one. Writes
-`initial.safetensors` (float32, torchvision's names, a head as `train.heads` says) and
-`metrics.json` (model, source, sha256).
+Reads a file of pretrained weights if `weights.source` names one. Writes `initial.safetensors`
+(float32, torchvision's names, with the head that `train.heads` chooses) and `metrics.json` (model,
+source, sha256, numbers).
 """
 
 import pickle
@@ -16,50 +16,50 @@ from urllib.error import URLError
 import torch
 import torchvision
 
-from stages.command import stage_command, warn_if_outside
-from stages.errors import UserError
-from stages.files import sha256, write_json
-from stages.learning.network import State, build, fit_state
-from stages.learning.weight_files import read_weights, write_weights
-from stages.params import Heads, WeightParams, read_params
+from face_attributes.command import stage_command, warn_if_outside
+from face_attributes.errors import UserError
+from face_attributes.files import sha256, write_json
+from face_attributes.networks.build import State, build, fit_state
+from face_attributes.networks.weight_files import read_weights, write_weights
+from face_attributes.params import Heads, WeightParams, read_params
 
 
 def imagenet(model: str) -> State:
-    """torchvision's own ImageNet weights, downloaded once to TORCH_HOME.
+    """Load torchvision's ImageNet weights, downloaded once to TORCH_HOME.
 
     Raises:
-        UserError: if they are not there and cannot be downloaded.
+        UserError: if they are damaged, or neither cached nor downloadable.
     """
     weights = torchvision.models.get_model_weights(model).DEFAULT
     cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
     try:
         state: State = weights.get_state_dict(progress=sys.stderr.isatty(), check_hash=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError):  # also: not of the hash in its name
+    except (RuntimeError, EOFError, pickle.UnpicklingError):  # RuntimeError: also a wrong hash
         raise UserError(
-            f"weights.source: imagenet: what was downloaded from {weights.url} is damaged: delete "
-            f"{cached}, if it is there, and run again"
+            f"weights.source: imagenet: the download of {weights.url} is damaged: delete {cached}, "
+            "if it exists, and run again"
         ) from None
     except (URLError, HTTPException, ConnectionError, TimeoutError) as error:
         raise UserError(
             f"weights.source: imagenet cannot be downloaded ({getattr(error, 'reason', error)}): "
-            f"fetch {weights.url} where there is internet and put it at {cached}"
+            f"download {weights.url} on a machine with internet access and put it at {cached}"
         ) from None
     return state
 
 
-def initial_state(params: WeightParams, heads: Heads, size: int) -> tuple[State, str]:
-    """The network's initial state (float32, with a new head), and the sha256 of its source.
+def initial_state(params: WeightParams, heads: Heads, side: int) -> tuple[State, str]:
+    """Make the initial weights (float32), and the SHA-256 of the file they come from, or "".
 
     Args:
-        size: side of the crops in pixels.
+        side: side of the crops in pixels.
     """
-    network = build(params.model, size, heads, params.seed)
+    network = build(params.model, side, heads, params.seed)
     match params.source:
         case "none":
             return network.state_dict(), ""
         case "imagenet":
             weights = torchvision.models.get_model_weights(params.model).DEFAULT
-            state = fit_state(network, imagenet(params.model), f"{params.model} of torchvision")
+            state = fit_state(network, imagenet(params.model), f"torchvision's {params.model}")
             return state, sha256(Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name)
         case _:
             path = Path(params.source)
@@ -68,7 +68,7 @@ def initial_state(params: WeightParams, heads: Heads, size: int) -> tuple[State,
 
 @stage_command
 def main(folder: Path, out: Path) -> None:
-    """Write the state to start from to OUT; files of weights belong in FOLDER."""
+    """Write the initial weights to OUT; FOLDER is the folder for pretrained weights."""
     params = read_params()
     source = params.weights.source
     if source not in ("none", "imagenet"):

@@ -1,7 +1,9 @@
 """A small data set in the competition's layout, the shipped params.yaml to change, a browser."""
 
+import os
 import shutil
 import subprocess
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,15 +11,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from dvc.repo import Repo
+from filelock import FileLock
 from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 from ruamel.yaml import YAML
 from typer import Typer
 from typer.testing import CliRunner, Result
 
+from face_attributes.photos.labels import class_names
 from stages import sample
-from stages.photos.labels import class_names
-from tests.small import torch_as_it_is
+from tests.project import Project, create_project
+from tests.small import restore_torch_settings
 
 ROOT = Path(__file__).parents[1]
 STEMS = ["mask1", "mask2", "mask3", "mask4", "mask5", "incorrect_mask", "normal"]
@@ -27,22 +32,20 @@ Run = Callable[..., Result]
 
 
 def save_photo(path: Path, seed: int = 0, size: tuple[int, int] = (48, 64)) -> None:
-    """A photo of nothing, different for each seed."""
+    """Save a photo of random blocks, different for each seed."""
     pixels = np.random.default_rng(seed).integers(0, 256, (size[1] // 8, size[0] // 8, 3))
     Image.fromarray(pixels.astype(np.uint8)).resize(size).save(path)
 
 
 @pytest.fixture(autouse=True)
 def torch_for_each() -> Iterator[None]:
-    """No test is run with what another's stage set for torch."""
-    with torch_as_it_is():
+    """Undo the torch settings of each test's stages."""
+    with restore_torch_settings():
         yield
 
 
-@pytest.fixture
-def raw(tmp_path: Path) -> Path:
-    """Three people with seven photos each, and two evaluation photos: raw/train and raw/eval."""
-    folder = tmp_path / "raw"
+def write_raw(folder: Path) -> Path:
+    """Write three people with seven photos each to `train` and two evaluation photos to `eval`."""
     (folder / "eval" / "images").mkdir(parents=True)
     rows = ["id,gender,race,age,path"]
     people = {
@@ -65,45 +68,57 @@ def raw(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def raw(tmp_path: Path) -> Path:
+    """The small data set of `write_raw`."""
+    return write_raw(tmp_path / "raw")
+
+
+def set_param(key: str, value: Any) -> None:
+    """Change params.yaml in the working folder: set_param("train.epochs", 1)."""
+    yaml = YAML()
+    content = yaml.load(Path("params.yaml"))
+    *sections, name = key.split(".")
+    section = content
+    for each in sections:
+        section = section[each]
+    section[name] = value
+    yaml.dump(content, Path("params.yaml"))
+
+
+@pytest.fixture
 def change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Change:
-    """Work in a folder with the shipped params.yaml; change("train.epochs", 1) changes a value."""
+    """Work in a folder with the shipped params.yaml; change("train.epochs", 1) sets a value."""
     monkeypatch.chdir(tmp_path)
     shutil.copy(ROOT / "params.yaml", tmp_path)
-    yaml = YAML()
+    return set_param
 
-    def change_value(key: str, value: Any) -> None:
-        content = yaml.load(Path("params.yaml"))
-        section, name = key.split(".")
-        content[section][name] = value
-        yaml.dump(content, Path("params.yaml"))
 
-    return change_value
+def run_stage(command: Typer, *arguments: object, code: int = 0) -> Result:
+    """Run a stage's command in the working folder: run_stage(clean.main, "raw/train", ...)."""
+    result = CliRunner().invoke(command, [str(argument) for argument in arguments])
+    assert result.exit_code == code, result.output + str(result.exception)
+    return result
 
 
 @pytest.fixture
 def run(change: Change) -> Run:
-    """Run a stage's command in the working folder: run(clean.main, "raw/train", ...)."""
-
-    def run_stage(command: Typer, *arguments: object, code: int = 0) -> Result:
-        result = CliRunner().invoke(command, [str(argument) for argument in arguments])
-        assert result.exit_code == code, result.output + str(result.exception)
-        return result
-
+    """`run_stage`, in a folder of the test's own with the shipped params.yaml."""
     return run_stage
 
 
 @pytest.fixture(scope="session")
 def portraits(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Drawn faces without a mask, 384 x 512, of three people."""
+    """Drawn faces of three people without a mask, 384 x 512."""
     folder = tmp_path_factory.mktemp("portraits")
-    for person in sample.roster(3):
-        sample.draw_person(person, folder / str(person.number), seed=0)
-    return sorted(folder.glob("*/normal.jp*g"))
+    paths = [folder / f"{person}.jpg" for person in range(3)]
+    for person, path in zip(sample.roster(3), paths, strict=True):
+        sample.draw_photo(person, "normal", seed=0).save(path, quality=85)
+    return paths
 
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with two networks, for crops of 32 pixels."""
+    """A folder with two networks for crops of 32 pixels."""
     from tests.small import FALLBACK, small_recipe, write_networks  # torch: not for every test
 
     folder = tmp_path_factory.mktemp("trained")
@@ -123,13 +138,13 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def home() -> str:
-    """What a page may ask for: addresses that begin so. A page of a server has its own."""
+    """Prefix of the addresses that a page may request; tests with a server override it."""
     return "file:"
 
 
 @pytest.fixture
 def page(browser: Browser, home: str) -> Iterator[Page]:
-    """A page that fails on anything in the console and on any request beyond its home."""
+    """A page that fails on console messages and on requests outside `home`."""
     context = browser.new_context(accept_downloads=True)
     opened, problems = context.new_page(), list[str]()
     opened.on("console", lambda message: problems.append(message.text))
@@ -157,14 +172,14 @@ def start_repository() -> None:
     git("init", "-qb", "main")
     git("config", "user.email", "a@b.c")
     git("config", "user.name", "A")
-    subprocess.run(["dvc", "init", "-q"], check=True)
+    Repo.init().close()
 
 
 CLASS_NAMES = class_names([30, 60])
 
 
 def save_run(predictions: pd.DataFrame, classes: Sequence[str] = CLASS_NAMES) -> None:
-    """Put a run's results into the working folder and DVC's cache, ready for git to commit."""
+    """Save a run's results to the working folder and DVC's cache, and stage them in git."""
     folder = Path("data/aggregate")
     folder.mkdir(parents=True, exist_ok=True)
     tables = {
@@ -174,5 +189,24 @@ def save_run(predictions: pd.DataFrame, classes: Sequence[str] = CLASS_NAMES) ->
     for path, table in tables.items():
         path.unlink(missing_ok=True)
         table.to_csv(path, index=False)
-    subprocess.run(["dvc", "add", "-q", *tables], check=True)
+    # In this process, because `dvc add` takes seconds to start.
+    with warnings.catch_warnings(action="ignore", category=DeprecationWarning), Repo() as repo:
+        repo.add([str(path) for path in tables])
     git("add", "-A")
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """The project after its first `dvc repro`, which all workers share: a copy for each module."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    baseline = shared / "baseline"
+    with FileLock(shared / "baseline.lock"):
+        if not (baseline / ".git/first_run.txt").exists():
+            shutil.rmtree(baseline, ignore_errors=True)
+            baseline.mkdir()
+            create_project(baseline)
+    folder = tmp_path_factory.mktemp("project")
+    shutil.copytree(baseline, folder, symlinks=True, dirs_exist_ok=True)
+    return Project(folder)

@@ -1,50 +1,97 @@
-"""Small networks as the stage `train` writes them, and photos, for what uses both."""
+"""Small inputs for several test modules: networks as `train` writes them, photos, parameters."""
 
+import struct
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import nn
 
-from stages.learning.network import build
-from stages.learning.recipe import Recipe
-from stages.learning.weight_files import write_weights
-from stages.params import read_params
+from face_attributes.networks.build import build
+from face_attributes.networks.device import Hardware
+from face_attributes.networks.recipe import Recipe
+from face_attributes.networks.weight_files import write_weights
+from face_attributes.params import PredictionParams, TrainParams, read_params
+from face_attributes.training.inputs import Photos
 
+CPU = Hardware(torch.device("cpu"), torch.float32)
 FALLBACK = [0.25, 0.25, 0.5, 0.5]
+PARAMS = Path(__file__).parents[1] / "params.yaml"
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    """A generator for random numbers that are the same in each run."""
+    return torch.Generator().manual_seed(seed)
+
+
+def train_params(**changes: Any) -> TrainParams:
+    """The shipped section `train` with changes: train_params(**{"optimizer.ema": 0.9})."""
+    section = read_params(PARAMS).train.model_dump()
+    for key, value in changes.items():
+        *parents, name = key.split(".")
+        target = section
+        for parent in parents:
+            target = target[parent]
+        assert name in target, key
+        target[name] = value
+    return TrainParams.model_validate(section)
+
+
+def graded_photos(side: int = 16) -> Photos:
+    """36 noisy photos of the classes 0, 1 and 2: the brighter, the higher the class."""
+    labels = torch.arange(36) % 3
+    noise = torch.randint(0, 30, (36, side, side, 3), generator=seeded())
+    return Photos((noise + 90 * labels[:, None, None, None]).to(torch.uint8), labels, "sha")
+
+
+def tiny_network() -> nn.Module:
+    """A network with the parts "0" (a convolution and its BatchNorm) and the head "5"."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return nn.Sequential(
+            nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(), nn.Linear(8, 18),
+        )  # fmt: skip
 
 
 def small_recipe(fallback: list[float] | None) -> Recipe:
     """A recipe like the pipeline's, for crops of 32 pixels."""
-    crop = read_params(Path(__file__).parents[1] / "params.yaml").crop
     return Recipe(
         model="mobilenet_v2",
         heads="ages",
-        flip_at_test=True,
-        zoom_at_test=0.1,
+        prediction=PredictionParams(flip=True, zoom=0.1),
         age_edges=[30, 60],
-        crop=crop.model_copy(update={"side": 32}),
+        crop=read_params(PARAMS).crop.model_copy(update={"side": 32}),
         fallback=fallback,
     )
 
 
 def write_networks(folder: Path, recipe: Recipe, folds: int = 2) -> None:
-    """A network for each fold, which answers differently to different photos."""
+    """Write a random network for each fold, whose predictions differ between photos."""
     for fold in range(folds):
         network = build(recipe.model, recipe.crop.side, recipe.heads, seed=fold).train()
         for module in network.modules():
             if isinstance(module, nn.BatchNorm2d):
-                module.momentum = None  # takes over the statistics of the one batch as they are
+                module.momentum = None  # so that one batch sets the statistics
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(fold)
             network(torch.randn(16, 3, recipe.crop.side, recipe.crop.side))
         write_weights(folder / f"fold{fold}/network.safetensors", network.state_dict(), recipe)
 
 
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that ends where its pixels would begin."""
+    chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    crc = struct.pack(">I", zlib.crc32(chunk))
+    return b"\x89PNG\r\n\x1a\n\0\0\0\x0d" + chunk + crc + b"\0\0\0\0IDAT\x35\xaf\x06\x1e"
+
+
 def two_faces(portraits: list[Path], path: Path) -> None:
-    """A photo of two people, the one to the right nearer."""
+    """Save a photo of two people; the one on the right is closer."""
     photo = Image.new("RGB", (800, 512), "grey")
     photo.paste(Image.open(portraits[0]).resize((288, 384)), (20, 60))
     photo.paste(Image.open(portraits[1]), (400, 0))
@@ -52,10 +99,10 @@ def two_faces(portraits: list[Path], path: Path) -> None:
 
 
 @contextmanager
-def torch_as_it_is() -> Iterator[None]:
-    """What stages set for their process, torch's threads and exactness, is not left to other tests.
+def restore_torch_settings() -> Iterator[None]:
+    """Restore torch's global settings, which stages change, when the block ends.
 
-    `torch.export`, which some use, does not run with the latter.
+    `torch.export`, for one, fails with deterministic algorithms.
     """
     threads = torch.get_num_threads()
     yield

@@ -1,4 +1,4 @@
-"""Checkpoints: they come back whole, and only to the run that wrote them."""
+"""Checkpoints: loaded only whole, and only by the run that wrote them."""
 
 import resource
 import struct
@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from stages.errors import UserError
-from stages.learning.checkpoint import Checkpoint
+from face_attributes.errors import UserError
+from face_attributes.training.checkpoint import Checkpoint
 
 CPU = torch.device("cpu")
 CONTENT = {"network": {"fc.bias": torch.arange(3.0)}, "history": [{"loss": 0.1}], "best": [1, 2]}
@@ -19,7 +19,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "checkpoints" / "fold0.checkpoint"
 
 
-def test_a_checkpoint_comes_back_and_goes_when_the_run_is_over(path: Path) -> None:
+def test_checkpoint_is_saved_loaded_and_deleted(path: Path) -> None:
     checkpoint = Checkpoint(path, "f")
     assert checkpoint.load(CPU) is None
     checkpoint.save(CONTENT)
@@ -34,11 +34,15 @@ def test_a_checkpoint_comes_back_and_goes_when_the_run_is_over(path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("damage", "said"),
-    [("cut", "is damaged"), ("flipped", "is damaged"), ("foreign", "is of other code, data or")],
+    ("damage", "problem"),
+    [
+        ("cut", "is damaged"),
+        ("flipped", "is damaged"),
+        ("foreign", "is from a run with other code, data or parameters"),
+    ],
 )
-def test_a_damaged_or_foreign_checkpoint_is_set_aside_with_a_line(
-    path: Path, capsys: pytest.CaptureFixture[str], damage: str, said: str
+def test_damaged_or_foreign_checkpoint_is_set_aside(
+    path: Path, capsys: pytest.CaptureFixture[str], damage: str, problem: str
 ) -> None:
     checkpoint = Checkpoint(path, "f")
     checkpoint.save(CONTENT)
@@ -48,22 +52,21 @@ def test_a_damaged_or_foreign_checkpoint_is_set_aside_with_a_line(
         content[content.index(struct.pack("<3f", 0, 1, 2)) + 5] ^= 1
     path.write_bytes(content[:-5] if damage == "cut" else content)
     assert Checkpoint(path, "other" if damage == "foreign" else "f").load(CPU) is None
-    (line,) = capsys.readouterr().out.splitlines()
-    assert said in line
-    assert "set aside as fold0.aside" in line
+    expected = f"the checkpoint {path} {problem}: set aside as fold0.aside\n"
+    assert capsys.readouterr().out == expected
     assert [file.name for file in path.parent.iterdir()] == ["fold0.aside"]
 
 
-def test_a_fold_is_trained_by_one_process_at_a_time(path: Path) -> None:
+def test_only_one_process_trains_a_fold(path: Path) -> None:
     with (
-        Checkpoint(path, "f").alone(),
+        Checkpoint(path, "f").locked(),
         pytest.raises(UserError, match="another process is training this fold"),
-        Checkpoint(path, "f").alone(),
+        Checkpoint(path, "f").locked(),
     ):
         pass
 
 
-def test_what_cannot_be_written_is_said(path: Path) -> None:
+def test_file_in_place_of_the_folder_is_an_error(path: Path) -> None:
     path.parent.write_text("no folder")
     checkpoint = Checkpoint(path, "f")
     checkpoint.save(CONTENT)
@@ -71,8 +74,8 @@ def test_what_cannot_be_written_is_said(path: Path) -> None:
         checkpoint.wait()
 
 
-def test_a_checkpoint_that_cannot_be_written_says_why(tmp_path: Path) -> None:
-    """A real failing write: a limit on file sizes stands for a disk that is full."""
+def test_failed_write_gives_its_reason_and_keeps_the_last_checkpoint(tmp_path: Path) -> None:
+    """A real failing write: a limit on file sizes stands for a full disk."""
     checkpoint = Checkpoint(tmp_path / "fold0.checkpoint", "a")
     checkpoint.save({"epoch": 1})
     checkpoint.wait()

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from stages.command import TIMES, stage_command
-from stages.errors import UserError
-from stages.files import write_json, write_whole
-from stages.progress import progress
-from tests.conftest import ROOT
+from face_attributes.command import TIMES, TIMES_VARIABLE, stage_command
+from face_attributes.errors import UserError
+from face_attributes.files import write_json, write_whole
+from face_attributes.progress import progress
+from tests.project import ROOT, ends_soon, heed_interrupts
 
 
 def test_a_user_s_mistake_is_one_line_and_exit_code_1() -> None:
@@ -37,7 +37,9 @@ def test_anything_unexpected_keeps_its_traceback() -> None:
     assert isinstance(CliRunner().invoke(main).exception, ZeroDivisionError)
 
 
-def test_what_dvc_runs_leaves_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stage_run_by_dvc_records_its_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     @stage_command
     def main() -> None:
         time.sleep(0.2)
@@ -51,19 +53,55 @@ def test_what_dvc_runs_leaves_its_time(tmp_path: Path, monkeypatch: pytest.Monke
     assert json.loads((TIMES / "train@3.json").read_text())["seconds"] >= 0.2
 
 
-@pytest.mark.parametrize(("name", "frozen"), [("__main__", True), ("imported", False)])
-def test_only_a_command_hides_its_imports_from_the_collector(name: str, frozen: bool) -> None:
+def test_times_go_where_the_environment_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @stage_command
+    def main() -> None:
+        pass
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DVC_STAGE", "train@3")
+    monkeypatch.setenv(TIMES_VARIABLE, str(tmp_path / "elsewhere"))
+    assert CliRunner().invoke(main).exit_code == 0
+    assert os.listdir(tmp_path) == ["elsewhere"]
+
+
+def test_ctrl_c_ends_a_stage_and_its_workers_with_a_line(tmp_path: Path) -> None:
     program = f"""
-import gc
-from stages.command import stage_command
-__name__ = "{name}"
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from face_attributes.command import stage_command
+
 @stage_command
-def main() -> None: print(gc.get_freeze_count())
+def main() -> None:
+    with ProcessPoolExecutor(16) as pool:
+        waiting = [pool.submit(time.sleep, 60) for _ in range(16)]
+        Path({str(tmp_path / "started")!r}).write_text(str(max(pool._processes)))
+        waiting[0].result()
+
 main()
 """
-    command = [sys.executable, "-c", program]
-    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert (int(said) > 10_000) == frozen
+    with subprocess.Popen(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=heed_interrupts,
+    ) as process:
+        for _ in range(600):
+            if (tmp_path / "started").exists() and (tmp_path / "started").read_text():
+                break
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=5)
+    assert process.returncode == 130
+    assert output == (
+        "\nstopped: finished stages, folds and epochs are kept; `dvc repro` continues there\n"
+    )
+    assert ends_soon((tmp_path / "started").read_text())
 
 
 def test_a_full_disk_is_one_line_and_leaves_the_earlier_file(tmp_path: Path) -> None:
@@ -98,8 +136,9 @@ def test_a_folder_in_the_way_of_a_file_is_one_line(tmp_path: Path) -> None:
 def test_a_file_larger_than_allowed_is_one_line(tmp_path: Path) -> None:
     """A real failing write: the shell's limit on file sizes stands for a disk that is full."""
     code = (
-        "from pathlib import Path; import signal; from stages.command import stage_command\n"
-        "from stages.files import write_whole\n"
+        "from pathlib import Path; import signal\n"
+        "from face_attributes.command import stage_command\n"
+        "from face_attributes.files import write_whole\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "@stage_command\n"
         "def main():\n"
@@ -118,7 +157,7 @@ def test_a_file_larger_than_allowed_is_one_line(tmp_path: Path) -> None:
 
 def test_a_killed_process_leaves_nothing_under_the_final_name(tmp_path: Path) -> None:
     code = (
-        "import time; from pathlib import Path; from stages.files import write_whole\n"
+        "import time; from pathlib import Path; from face_attributes.files import write_whole\n"
         f"with write_whole(Path({str(tmp_path / 'out')!r})) as file:\n"
         "    file.write(b'half'); file.flush(); time.sleep(60)"
     )
@@ -138,6 +177,6 @@ def test_json_is_rounded_and_ends_with_a_line_end(tmp_path: Path) -> None:
     )
 
 
-def test_progress_passes_everything_on_in_order(capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_yields_all_items_in_order(capsys: pytest.CaptureFixture[str]) -> None:
     assert list(progress(iter(range(5)), 5, "label")) == [0, 1, 2, 3, 4]
     assert capsys.readouterr().out == ""

@@ -1,4 +1,4 @@
-"""One crop for training and evaluation, and the chain of what stands in for a face not found."""
+"""Training and evaluation photos are cropped alike; missing face boxes are substituted."""
 
 import json
 import shutil
@@ -9,48 +9,65 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from stages import clean, crop, sample
-from stages.faces import detect
-from stages.params import read_params
-from stages.photos.opening import open_photo
+from face_attributes.faces import detect
+from face_attributes.params import read_params
+from face_attributes.photos.opening import open_photo
+from stages import clean, crop
 from tests.conftest import Change, Run, save_photo
 
-
-@pytest.fixture(scope="module")
-def portrait(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A drawn face without a mask."""
-    folder = tmp_path_factory.mktemp("faces") / "one"
-    sample.draw_person(sample.roster(1)[0], folder, seed=0)
-    return folder / "normal.jpg"
+PERSON = "000001_female_Any_25"
+METADATA = ["left", "top", "width", "height", "way", "confidence"]
 
 
 @pytest.fixture
 def cleaned(raw: Path, run: Run, change: Change) -> Path:
+    """The small data set after the stage `clean`."""
     change("crop.side", 16)
     run(clean.main, "raw/train", "raw/eval", "raw/corrections.csv", "clean")
     return raw
 
 
-def test_evaluation_photos_are_cut_as_training_photos_are(
-    raw: Path, portrait: Path, run: Run, change: Change
-) -> None:
-    """The same photo in both sets gives the same box and the same pixels."""
-    person = "000001_female_Any_25"
-    for path in [raw / "train/images" / person / "normal.jpg", raw / "eval/images/a.jpg"]:
+def crop_with_face_in(paths: list[str], portrait: Path, run: Run) -> None:
+    """Run the stages clean and crop; only the photos in `paths` show a face."""
+    for path in paths:
         shutil.copy(portrait, path)
-    change("crop.side", 32)
     run(clean.main, "raw/train", "raw/eval", "raw/corrections.csv", "clean")
     run(crop.main, "clean", "data/detectors", "crop")
+
+
+def test_both_sets_are_cropped_alike_and_missing_boxes_are_substituted(
+    raw: Path, portraits: list[Path], run: Run, change: Change
+) -> None:
+    """The same photo in both sets gives the same box and the same pixels."""
+    change("crop.side", 32)
+    photos = [f"raw/train/images/{PERSON}/normal.jpg", "raw/eval/images/a.jpg"]
+    crop_with_face_in(photos, portraits[0], run)
     train, evaluation = (pd.read_csv(f"crop/{name}.csv") for name in ("train", "evaluation"))
-    here = train.index[(train["person"] == person) & (train["photo"] == "normal.jpg")][0]
-    there = evaluation.index[evaluation["photo"] == "a.jpg"][0]
-    same = ["left", "top", "width", "height", "way", "confidence"]
-    assert train.loc[here, "way"] == "detected"
-    assert train.loc[here, same].to_list() == evaluation.loc[there, same].to_list()
-    assert (np.load("crop/train.npy")[here] == np.load("crop/evaluation.npy")[there]).all()
+    row = train.index[(train["person"] == PERSON) & (train["photo"] == "normal.jpg")][0]
+    evaluation_row = evaluation.index[evaluation["photo"] == "a.jpg"][0]
+    assert train.loc[row, METADATA].to_list() == evaluation.loc[evaluation_row, METADATA].to_list()
+    pixels, evaluation_pixels = np.load("crop/train.npy"), np.load("crop/evaluation.npy")
+    np.testing.assert_array_equal(pixels[row], evaluation_pixels[evaluation_row])
+
+    ways = train.groupby("person")["way"].value_counts().unstack(fill_value=0)
+    assert ways.loc[PERSON].to_dict() == {"detected": 1, "person": 6, "all": 0}
+    assert ways.loc["3_male_Any_60", "all"] == 7
+    other = evaluation.loc[evaluation["photo"] == "b.jpg"].iloc[0]
+    fallback = json.loads(Path("crop/fallback.json").read_text())["box"]
+    assert other["way"] == "all"
+    assert other[METADATA[:4]].to_list() == pytest.approx(fallback, abs=1e-4)
 
 
-def test_what_is_packed_is_what_the_tables_say(cleaned: Path, run: Run, change: Change) -> None:
+def test_without_a_face_in_training_evaluation_photos_are_cropped_in_the_middle(
+    raw: Path, portraits: list[Path], run: Run, change: Change
+) -> None:
+    change("crop.side", 16)
+    crop_with_face_in(["raw/eval/images/a.jpg"], portraits[0], run)
+    ways = pd.read_csv("crop/evaluation.csv", index_col="photo")["way"].to_dict()
+    assert ways == {"a.jpg": "detected", "b.jpg": "centre"}
+
+
+def test_the_arrays_match_the_tables(cleaned: Path, run: Run, change: Change) -> None:
     change("crop.detector", "none")
     run(crop.main, "clean", "data/detectors", "crop")
     pixels = np.load("crop/train.npy", mmap_mode="r")
@@ -68,49 +85,10 @@ def test_what_is_packed_is_what_the_tables_say(cleaned: Path, run: Run, change: 
         assert sheet.width > 400
 
 
-def test_a_face_not_found_takes_the_box_of_the_person_then_of_all(
-    raw: Path, portrait: Path, run: Run, change: Change
-) -> None:
-    shutil.copy(portrait, raw / "train/images/000001_female_Any_25/normal.jpg")
-    change("crop.side", 16)
-    run(clean.main, "raw/train", "raw/eval", "raw/corrections.csv", "clean")
-    run(crop.main, "clean", "data/detectors", "crop")
-    boxes = pd.read_csv("crop/train.csv", index_col="person")
-    assert boxes.loc["000001_female_Any_25", "way"].value_counts().to_dict() == {
-        "person": 6,
-        "detected": 1,
-    }
-    assert set(boxes.loc["3_male_Any_60", "way"]) == {"all"}
-    assert set(pd.read_csv("crop/evaluation.csv")["way"]) == {"all"}
-    fallback = json.loads(Path("crop/fallback.json").read_text())["box"]
-    stood_in = pd.read_csv("crop/evaluation.csv")[["left", "top", "width", "height"]]
-    assert stood_in.iloc[0].to_list() == pytest.approx(fallback, abs=1e-4)
-
-
-def test_without_a_face_in_training_evaluation_takes_the_middle(
-    raw: Path, portrait: Path, run: Run, change: Change
-) -> None:
-    shutil.copy(portrait, raw / "eval/images/a.jpg")
-    change("crop.side", 16)
-    run(clean.main, "raw/train", "raw/eval", "raw/corrections.csv", "clean")
-    run(crop.main, "clean", "data/detectors", "crop")
-    ways = pd.read_csv("crop/evaluation.csv", index_col="photo")["way"].to_dict()
-    assert ways == {"a.jpg": "detected", "b.jpg": "centre"}
-
-
-def test_greyscale_crops_have_three_equal_channels(cleaned: Path, run: Run, change: Change) -> None:
-    change("crop.detector", "none")
-    change("crop.greyscale", True)
-    run(crop.main, "clean", "data/detectors", "crop")
-    pixels = np.load("crop/train.npy")
-    assert (pixels[..., 0] == pixels[..., 1]).all()
-    assert (pixels[..., 0] == pixels[..., 2]).all()
-
-
 @pytest.mark.parametrize("detector", ["yuface", "haar"])
-def test_detectors_find_a_face_where_it_is(portrait: Path, detector: str) -> None:
+def test_detectors_find_the_face(portraits: list[Path], detector: str) -> None:
     params = read_params().crop.model_copy(update={"detector": detector, "min_confidence": 0.5})
-    (box, *_), (confidence, *_) = detect.find_faces(open_photo(portrait), params)
+    (box, *_), (confidence, *_) = detect.find_faces(open_photo(portraits[0]), params)
     left, top, width, height = box
     assert 0 < left + width / 2 < 1
     assert abs(top + height / 2 - 0.5) < 0.25
@@ -118,15 +96,15 @@ def test_detectors_find_a_face_where_it_is(portrait: Path, detector: str) -> Non
     assert confidence >= 0.5
 
 
-def test_no_face_is_found_where_there_is_none(tmp_path: Path) -> None:
+def test_no_face_is_found_in_noise(tmp_path: Path) -> None:
     save_photo(tmp_path / "noise.png")
     params = read_params().crop.model_copy(update={"min_confidence": 0.6})
     boxes, confidences = detect.find_faces(open_photo(tmp_path / "noise.png"), params)
     assert (boxes.shape, confidences.shape) == ((0, 4), (0,))
 
 
-def test_several_faces_are_all_found_the_largest_first(portrait: Path) -> None:
-    photo = open_photo(portrait)
+def test_all_faces_are_found_the_largest_first(portraits: list[Path]) -> None:
+    photo = open_photo(portraits[0])
     both = Image.new("RGB", (photo.width * 2, photo.height), "white")
     half = photo.resize((photo.width // 2, photo.height // 2))
     both.paste(half, (photo.width // 4, photo.height // 4))
@@ -137,27 +115,27 @@ def test_several_faces_are_all_found_the_largest_first(portrait: Path) -> None:
     assert boxes[0, 2] > 1.5 * boxes[1, 2]
 
 
-def test_yunet_without_its_model_says_what_to_do(cleaned: Path, run: Run, change: Change) -> None:
+def test_a_bad_yunet_model_is_an_error_and_one_outside_the_dependency_a_warning(
+    cleaned: Path, run: Run, change: Change
+) -> None:
     change("crop.detector", "yunet")
     result = run(crop.main, "clean", "data/detectors", "crop", code=1)
-    assert "crop.yunet_model: there is no file" in result.output
+    assert "crop.yunet_model: 'data/detectors/face_detection_yunet_2023mar.onnx' is missing" in (
+        result.stderr
+    )
     Path("model.onnx").write_bytes(b"no model")
     change("crop.yunet_model", "model.onnx")
-    output = run(crop.main, "clean", "data/detectors", "crop", code=1).output
-    assert "warning: crop.yunet_model: model.onnx is outside of data/detectors" in output
-    assert (
-        "is not a YuNet model" in run(crop.main, "clean", "data/detectors", "crop", code=1).output
-    )
+    result = run(crop.main, "clean", "data/detectors", "crop", code=1)
+    assert "warning: crop.yunet_model: model.onnx is outside data/detectors" in result.stderr
+    assert "error: crop.yunet_model: model.onnx is not a YuNet model" in result.stderr
     assert not Path("crop/train.npy").exists()
 
 
-def test_a_photo_that_has_changed_since_it_was_checked_is_named(cleaned: Path, run: Run) -> None:
-    photo = Path("raw/train/images/000001_female_Any_25/mask1.jpg")
-    photo.write_text("no photo")
-    assert f"error: {photo} is no JPEG or PNG, but was fine for the stage clean" in (
-        run(crop.main, "clean", "data/detectors", "crop", code=1).stderr
-    )
+def test_a_photo_that_changed_after_the_stage_clean_is_an_error(cleaned: Path, run: Run) -> None:
+    photo = Path(f"raw/train/images/{PERSON}/mask1.jpg")
+    photo.write_text("text")
+    error = run(crop.main, "clean", "data/detectors", "crop", code=1).stderr
+    assert f"{photo} is not a JPEG or PNG, but the stage clean accepted it: run" in error
     photo.unlink()
-    assert f"error: {photo} is gone" in (
-        run(crop.main, "clean", "data/detectors", "crop", code=1).stderr
-    )
+    error = run(crop.main, "clean", "data/detectors", "crop", code=1).stderr
+    assert f"error: {photo} is missing, but" in error

@@ -1,7 +1,6 @@
-"""The demo's page in a real browser, and what its server takes and refuses."""
+"""`commands.demo`: the page in a real browser, and what the server accepts and refuses."""
 
 import http.client
-import io
 import json
 import re
 import signal
@@ -15,29 +14,30 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 
-from stages import classify, demo
-from stages.classifying import BOX
+from commands import classify, demo
+from face_attributes.inference.recognition import BOX
 from tests.conftest import ROOT, Run, save_photo
-from tests.small import torch_as_it_is, two_faces
+from tests.small import png_header, restore_torch_settings, two_faces
+
+pytestmark = pytest.mark.slow
 
 MAX_BYTES = 2_000_000
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the server runs."""
+    """The server's working folder."""
     return tmp_path_factory.mktemp("demo")
 
 
 @pytest.fixture(scope="module")
 def server(trained: Path, folder: Path) -> Iterator[str]:
-    """The address of a demo with small networks, such as 127.0.0.1:8000; Ctrl-C ends it cleanly."""
+    """The address of a demo with small networks, such as 127.0.0.1:8000; Ctrl-C stops it."""
     options = ["--networks", str(trained), "--port", "0", "--max-mb", str(MAX_BYTES / 1e6)]
     process = subprocess.Popen(
-        [sys.executable, "-m", "stages.demo", *options, "--precision", "fp32"],
+        [sys.executable, "-m", "commands.demo", *options, "--precision", "fp32"],
         cwd=folder,
         env={"PYTHONPATH": str(ROOT), "TMPDIR": str(folder)},
         stdout=subprocess.PIPE,
@@ -45,9 +45,9 @@ def server(trained: Path, folder: Path) -> Iterator[str]:
         text=True,
     )
     assert process.stdout is not None
-    said = process.stdout.readline()
-    address = re.search(r"http://(127\.0\.0\.1:\d+) ", said)
-    assert address, said
+    line = process.stdout.readline()
+    address = re.search(r"http://(127\.0\.0\.1:\d+) ", line)
+    assert address, line
     yield address[1]
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=20)
@@ -61,7 +61,7 @@ def home(server: str) -> str:
 
 @pytest.fixture
 def demo_page(page: Page, home: str) -> Page:
-    """The page, which may ask nobody but its server."""
+    """The page; the test fails if it sends a request to anything but its server."""
     page.goto(home)
     return page
 
@@ -69,17 +69,17 @@ def demo_page(page: Page, home: str) -> Page:
 def post(
     server: str, body: Any, path: str = "/classify", **headers: str
 ) -> tuple[int, dict[str, Any]]:
-    """The status and the answer to a photo."""
+    """Send a photo: the status and the answer."""
     connection = http.client.HTTPConnection(server, timeout=60)
     connection.request("POST", path, body, headers)
-    reply = connection.getresponse()
-    text = reply.read().decode()
+    response = connection.getresponse()
+    text = response.read().decode()
     connection.close()
-    return reply.status, json.loads(text) if text.startswith("{") else {"error": text}
+    return response.status, json.loads(text) if text.startswith("{") else {"error": text}
 
 
-def shown(page: Page) -> dict[str, float]:
-    """For each value in words the percentage on the page, of the first face."""
+def displayed_percentages(page: Page) -> dict[str, float]:
+    """The percentage of each value of the first face, by the value's name."""
     rows = page.locator("#faces article").first.locator("tr")
     return {
         row.locator("th").inner_text().split(" ✓")[0]: float(
@@ -89,70 +89,72 @@ def shown(page: Page) -> dict[str, float]:
     }
 
 
-def test_an_answer_is_what_classify_says(
+def test_an_answer_equals_that_of_classify(
     server: str, trained: Path, portraits: list[Path], run: Run
 ) -> None:
-    status, said = post(server, portraits[0].read_bytes())
+    status, answer = post(server, portraits[0].read_bytes())
     options = ["--networks", trained, "--precision", "fp32"]
-    with torch_as_it_is():
+    with restore_torch_settings():
         run(classify.main, portraits[0], *options, "--json", "rows.json")
-    (row,), (told,) = json.loads(Path("rows.json").read_text()), said["rows"]
-    assert (status, said["width"], said["height"]) == (200, 384, 512)
-    assert told["classes"] == pytest.approx(row["classes"], abs=1e-5)
-    same = ["face", "mask", "gender", "age", "class", *BOX, "way", "problem"]
-    assert [told[key] for key in same] == [row[key] for key in same]
+    (expected,), (row,) = json.loads(Path("rows.json").read_text()), answer["rows"]
+    assert (status, answer["width"], answer["height"]) == (200, 384, 512)
+    assert row["classes"] == pytest.approx(expected["classes"], abs=1e-5)
+    for key in ("face", "mask", "gender", "age", "class", *BOX, "way", "problem"):
+        assert row[key] == expected[key]
 
 
-def test_a_chosen_photo_is_shown_with_its_box_and_probabilities(
+def test_a_chosen_photo_is_displayed_with_its_box_and_probabilities(
     demo_page: Page, server: str, portraits: list[Path]
 ) -> None:
     demo_page.locator("#file").set_input_files(portraits[0])
     demo_page.locator("#result").wait_for()
-    _, said = post(server, portraits[0].read_bytes())
-    (row,) = said["rows"]
+    _, answer = post(server, portraits[0].read_bytes())
+    (row,) = answer["rows"]
     words = f"mask {row['mask']}, {row['gender']}, {row['age']}"
     assert demo_page.locator("h2").inner_text() == words.capitalize()
     assert demo_page.get_by_role("status").inner_text() == f"1 face: {words}"
     expected = {
-        name: 100 * share for of in row["attributes"].values() for name, share in of.items()
+        name: 100 * probability
+        for probabilities in row["attributes"].values()
+        for name, probability in probabilities.items()
     }
-    assert shown(demo_page) == pytest.approx(expected, abs=0.51)
+    assert displayed_percentages(demo_page) == pytest.approx(expected, abs=0.51)
     assert demo_page.locator("tr.likeliest").count() == 3
     box = demo_page.locator("svg rect").first.evaluate(
         "box => ['x', 'y', 'width', 'height'].map(name => +box.getAttribute(name))"
     )
     assert box == [row["left"], row["top"], row["width"], row["height"]]
     assert demo_page.locator("svg").get_attribute("viewBox") == "0 0 384 512"
-    over, photo = (demo_page.locator(name).bounding_box() for name in ("figure svg", "#photo"))
-    assert over == photo
+    drawing, photo = (demo_page.locator(name).bounding_box() for name in ("figure svg", "#photo"))
+    assert drawing == photo
     assert photo and photo["width"] > 200
 
 
-def test_a_dropped_photo_of_two_is_shown_with_both(
+def test_a_dropped_photo_of_two_people_is_displayed_with_both(
     demo_page: Page, portraits: list[Path], tmp_path: Path
 ) -> None:
     two_faces(portraits, tmp_path / "two.png")
-    give(demo_page, tmp_path / "two.png", "drop")
+    transfer(demo_page, tmp_path / "two.png", "drop")
     demo_page.locator("#result").wait_for()
     assert demo_page.locator("#faces article").count() == 2
     assert demo_page.locator("svg text").all_text_contents() == ["1", "2"]
 
 
-def test_a_pasted_photo_without_a_face_is_classified_when_asked_for(
+def test_a_pasted_photo_without_a_face_is_classified_on_request(
     demo_page: Page, tmp_path: Path
 ) -> None:
     save_photo(tmp_path / "nobody.png")
-    give(demo_page, tmp_path / "nobody.png", "paste")
+    transfer(demo_page, tmp_path / "nobody.png", "paste")
     demo_page.get_by_role("heading", name="No face was found").wait_for()
     assert demo_page.get_by_role("status").inner_text() == "No face found."
-    demo_page.get_by_label("Classify photos without a face, too").check()
-    demo_page.get_by_text("cut where faces usually are").wait_for()
+    demo_page.get_by_label("Also classify photos without a face").check()
+    demo_page.get_by_text("cropped where faces usually are").wait_for()
     assert demo_page.locator("svg rect.guessed").count() == 1
-    assert len(shown(demo_page)) == 8
+    assert len(displayed_percentages(demo_page)) == 8
 
 
-def give(page: Page, path: Path, event: str) -> None:
-    """Drop or paste a file."""
+def transfer(page: Page, path: Path, event: str) -> None:
+    """Drop or paste a file (event: "drop" or "paste")."""
     page.evaluate(
         """async ([data, name, event]) => {
             const transfer = new DataTransfer();
@@ -167,10 +169,10 @@ def give(page: Page, path: Path, event: str) -> None:
     )
 
 
-def test_a_photo_is_taken_with_the_camera(
+def test_a_photo_can_be_taken_with_the_camera(
     browser: Browser, server: str, portraits: list[Path]
 ) -> None:
-    """A drawn portrait takes the place of what a camera would see."""
+    """The camera's picture is replaced by a drawn portrait."""
     context = browser.new_context()
     page = context.new_page()
     page.goto(f"http://{server}/")
@@ -188,7 +190,9 @@ def test_a_photo_is_taken_with_the_camera(
     )
     page.get_by_role("button", name="Use the camera").click()
     expect(page.locator("#video")).to_have_js_property("videoWidth", 384)  # polls without eval
-    assert page.get_by_role("button", name="Use the camera").is_disabled(), "it is in use"
+    assert page.get_by_role("button", name="Use the camera").is_disabled(), (
+        "a second click must not start it again"
+    )
     page.get_by_role("button", name="Take the photo").click()
     page.locator("#result").wait_for()
     assert page.locator("svg rect.inner").count() == 1
@@ -202,23 +206,22 @@ def test_a_photo_is_taken_with_the_camera(
     context.close()
 
 
-def test_what_is_no_photo_or_too_large_is_said_on_the_page(
-    browser: Browser, server: str, tmp_path: Path
-) -> None:
+def test_the_page_says_why_a_file_is_refused(browser: Browser, server: str, tmp_path: Path) -> None:
+    """Without the fixture `page`, which fails on the refusal in the browser's console."""
     context = browser.new_context()
     page = context.new_page()
     page.goto(f"http://{server}/")
-    (tmp_path / "text.png").write_text("no photo")
+    (tmp_path / "text.png").write_text("not a photo")
     page.locator("#file").set_input_files(tmp_path / "text.png")
-    page.get_by_text("The photo is no JPEG or PNG.").wait_for()
+    page.get_by_text("The photo is not a JPEG or PNG.").wait_for()
     (tmp_path / "large.jpg").write_bytes(bytes(MAX_BYTES + 1))
     page.locator("#file").set_input_files(tmp_path / "large.jpg")
-    page.get_by_text("The photo has more than 2 MB.").wait_for()
+    page.get_by_text("The photo is larger than 2 MB.").wait_for()
     assert page.locator("#result").is_hidden()
     context.close()
 
 
-def test_it_is_used_with_the_keyboard_and_every_control_has_a_name(
+def test_the_keyboard_suffices_and_every_control_has_a_name(
     demo_page: Page, portraits: list[Path]
 ) -> None:
     with demo_page.expect_file_chooser() as chooser:
@@ -233,38 +236,34 @@ def test_it_is_used_with_the_keyboard_and_every_control_has_a_name(
     assert demo_page.locator("table caption").count() == 3
 
 
-def test_the_page_fits_a_telephone_and_has_a_dark_side(browser: Browser, server: str) -> None:
-    backs = []
+def test_the_page_fits_a_phone_and_has_a_dark_theme(browser: Browser, server: str) -> None:
+    backgrounds = []
     for scheme in ("light", "dark"):
         context = browser.new_context(viewport={"width": 360, "height": 700}, color_scheme=scheme)
         page = context.new_page()
         page.goto(f"http://{server}/")
         assert page.evaluate("document.documentElement.scrollWidth") <= 360
-        backs.append(page.evaluate("getComputedStyle(document.body).backgroundColor"))
+        backgrounds.append(page.evaluate("getComputedStyle(document.body).backgroundColor"))
         context.close()
-    assert backs[0] != backs[1]
+    assert backgrounds[0] != backgrounds[1]
 
 
-@pytest.mark.parametrize("body", [b"", b"no photo", b"\xff\xd8\xff\xe0 torn"])
-def test_what_is_no_photo_is_refused(server: str, body: bytes) -> None:
-    status, said = post(server, body)
-    assert status == 422
-    assert said["error"].startswith("the photo ")
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (b"", "is empty"),
+        (b"not a photo", "is not a JPEG or PNG"),
+        (b"\xff\xd8\xff\xe0 truncated", "is not a JPEG or PNG"),
+        (png_header(10_000, 10_000), "has 10000 x 10000 pixels, more than 50000000"),
+    ],
+    ids=["empty", "text", "truncated", "too many pixels"],
+)
+def test_a_bad_photo_is_refused_with_the_reason(server: str, body: bytes, reason: str) -> None:
+    assert post(server, body) == (422, {"error": f"the photo {reason}"})
 
 
-def test_a_photo_of_too_many_pixels_is_refused(server: str) -> None:
-    file = io.BytesIO()
-    Image.new("L", (10_000, 10_000)).save(file, "PNG", compress_level=1)
-    assert post(server, file.getvalue()) == (
-        422,
-        {"error": "the photo has 10000 x 10000 pixels, more than 50000000"},
-    )
-
-
-def test_an_upload_beyond_the_limit_is_refused_whether_it_says_its_size_or_not(
-    server: str,
-) -> None:
-    too_large = (413, {"error": "the photo has more than 2 MB"})
+def test_a_large_upload_is_refused_with_or_without_a_stated_size(server: str) -> None:
+    too_large = (413, {"error": "the photo is larger than 2 MB"})
     assert post(server, bytes(MAX_BYTES + 1)) == too_large
     assert post(server, iter([bytes(1_000_000)] * 3)) == too_large
     assert post(server, bytes(MAX_BYTES))[0] == 422
@@ -273,16 +272,16 @@ def test_an_upload_beyond_the_limit_is_refused_whether_it_says_its_size_or_not(
 def test_two_uploads_at_once_each_get_their_own_answer(server: str, portraits: list[Path]) -> None:
     bodies = [portrait.read_bytes() for portrait in portraits[:2]]
     alone = [post(server, body) for body in bodies]
-    assert alone[0] != alone[1]
+    assert alone[0] != alone[1], "photos must differ for the test to mean anything"
     with ThreadPoolExecutor(2) as threads:
         together = list(threads.map(lambda body: post(server, body), bodies * 4))
     assert together == alone * 4
 
 
-def test_whoever_goes_away_amid_an_upload_leaves_the_server_at_peace(
+def test_an_interrupted_upload_does_not_disturb_the_server(
     server: str, portraits: list[Path]
 ) -> None:
-    """The fixture `server` fails on anything that it prints."""
+    """The fixture `server` fails if the server prints anything."""
     host, port = server.split(":")
     with socket.create_connection((host, int(port))) as upload:
         head = f"POST /classify HTTP/1.1\r\nHost: {server}\r\nContent-Length: 1000\r\n\r\n"
@@ -290,11 +289,11 @@ def test_whoever_goes_away_amid_an_upload_leaves_the_server_at_peace(
     assert post(server, portraits[0].read_bytes())[0] == 200
 
 
-def test_only_the_page_itself_may_ask(server: str, portraits: list[Path]) -> None:
+def test_only_the_servers_own_page_may_send_photos(server: str, portraits: list[Path]) -> None:
     body = portraits[0].read_bytes()
     assert post(server, body, Origin="http://evil.example")[0] == 403
     assert post(server, body, Origin="null")[0] == 403
-    assert post(server, body, Host="evil.example")[0] == 400  # whose DNS leads here
+    assert post(server, body, Host="evil.example")[0] == 400  # a foreign name that resolves here
     assert post(server, body, Origin=f"http://{server}")[0] == 200
 
 
@@ -304,21 +303,20 @@ def test_no_photo_is_stored(server: str, folder: Path, portraits: list[Path]) ->
     assert set(folder.rglob("*")) == before
 
 
-def test_what_is_missing_is_one_line_with_what_to_do(
+def test_a_missing_requirement_is_one_line_with_the_remedy(
     run: Run, trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     no_network = run(demo.main, "--networks", "nowhere", "--port", 0, code=1)
-    assert no_network.stderr.startswith("error: nowhere holds no trained network")
+    assert no_network.stderr.startswith("error: nowhere contains no trained network")
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
         in_use = run(demo.main, "--networks", trained, "--port", port, code=1)
-    assert (
-        in_use.stderr == f"error: port {port}: Address already in use: name another with --port\n"
-    )
-    monkeypatch.setattr(demo, "EXTRAS", ("starlette", "not_installed"))
-    bare = run(demo.main, code=1)
-    assert bare.stderr == (
-        "error: the demo needs two packages more: python -m pip install -r requirements-demo.txt\n"
+    assert in_use.stderr == (f"error: --port {port}: Address already in use: choose another port\n")
+    monkeypatch.setattr(demo, "DEMO_PACKAGES", ("starlette", "not_installed"))
+    not_installed = run(demo.main, code=1)
+    assert not_installed.stderr == (
+        "error: the demo needs starlette and not_installed: run `python -m pip install "
+        "-r requirements-demo.txt`\n"
     )

@@ -1,65 +1,65 @@
-"""The device and the precision, and what a network is fed there."""
+"""The device, the precision, and memory on both."""
 
-import subprocess
-import sys
-import textwrap
+import resource
 
 import pytest
 import torch
 
-from stages.errors import UserError
-from stages.learning import device
+from face_attributes.errors import UserError
+from face_attributes.networks import device
+from face_attributes.networks.device import Hardware, choose_hardware, prepare_hardware
 
 
-def test_normalised_pixels_are_imagenet_s() -> None:
-    image = device.normalise(torch.full((1, 2, 2, 3), 255, dtype=torch.uint8))
-    assert image.shape == (1, 3, 2, 2)
-    assert image[0, 0, 0, 0].item() == pytest.approx((1 - 0.485) / 0.229, rel=1e-5)
-
-
-def test_cuda_is_used_where_it_is_and_asked_for_elsewhere_is_one_line() -> None:
+def test_gpu_is_used_if_there_is_one() -> None:
     if torch.cuda.is_available():
-        assert device.choose_hardware("auto", "auto", "train.device").device.type == "cuda"
+        assert choose_hardware("auto", "auto", "train.device").device.type == "cuda"
     else:
-        assert device.choose_hardware("auto", "auto", "train.device").device.type == "cpu"
-        with pytest.raises(UserError, match="train.device: cuda cannot be used here"):
-            device.choose_hardware("cuda", "auto", "train.device")
-    assert device.choose_hardware("cpu", "auto", "train.device").device.type == "cpu"
+        assert choose_hardware("auto", "auto", "train.device").device.type == "cpu"
+        with pytest.raises(UserError, match="--device: cuda cannot be used here: no GPU was found"):
+            choose_hardware("cuda", "auto", "--device")
+    assert choose_hardware("cpu", "auto", "train.device").device.type == "cpu"
 
 
-def test_a_gpu_holds_what_fits_beside_what_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    # The device "meta" stands for a GPU of 1000 bytes, which can be tried without one.
-    hardware, taken = device.Hardware(torch.device("meta"), torch.float32), [0]
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (0, 1000))
-    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: taken[0])
+def test_precision_is_bfloat16_if_requested_or_supported(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert choose_hardware("cpu", "bf16", "").dtype == torch.bfloat16
+    assert choose_hardware("cpu", "fp32", "").dtype == torch.float32
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    for supported, dtype in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: supported)  # noqa: B023
+        assert choose_hardware("cpu", "auto", "").dtype == dtype
+
+
+def test_data_moves_to_the_gpu_up_to_a_share_of_its_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The device "meta" stands for a GPU of 1000 bytes, so that the test needs none."""
+    hardware = Hardware(torch.device("meta"), torch.float32)
     photos = torch.zeros(300, dtype=torch.uint8)
-    assert hardware.hold(photos).device.type == "meta"
-    taken[0] = 200
-    assert hardware.hold(photos).device.type == "meta"
-    taken[0] = 201
-    assert hardware.hold(photos) is photos
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (0, 1000))
+    for allocated, moved in ((0, True), (200, True), (201, False)):
+        monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: allocated)  # noqa: B023
+        assert (hardware.to_device_if_it_fits(photos) is not photos) == moved
     assert hardware.gather(photos, torch.tensor([1, 2])).shape == (2,)
 
 
-def test_memory_that_is_free_is_kept_for_what_comes_next() -> None:
-    """In a process of its own, of which the memory would else never be the same again."""
-    program = """
-        import resource, torch
-        from stages.learning.device import keep_memory
+def test_same_seed_gives_same_numbers() -> None:
+    prepare_hardware("cpu", "fp32")
+    assert torch.are_deterministic_algorithms_enabled()
+    assert torch.backends.fp32_precision == "ieee"  # type: ignore[attr-defined]
 
-        def faults(rounds):
-            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-            for _ in range(rounds):
-                pieces = [torch.ones(2**24, dtype=torch.uint8) for _ in range(5)]
-                del pieces
-            return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-        faults(10)
-        print(faults(10))
-        keep_memory()
-        faults(10)
-        print(faults(10))
-    """
-    printed = subprocess.check_output([sys.executable, "-c", textwrap.dedent(program)], text=True)
-    usual, kept = map(int, printed.split())
-    assert kept < usual / 10
+def test_freed_memory_is_kept_for_the_next_batch() -> None:
+    """Otherwise every allocation would fault in its pages again."""
+
+    def count_faults(rounds: int) -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(rounds):
+            blocks = [torch.ones(2**24, dtype=torch.uint8) for _ in range(5)]
+            del blocks
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    assert device.LARGEST_KEPT_BLOCK > 2**24
+    prepare_hardware("cpu", "fp32")
+    count_faults(3)
+    pages = 3 * 5 * 2**24 // resource.getpagesize()
+    assert count_faults(3) < pages / 4

@@ -1,4 +1,4 @@
-"""Folds by person, every class in every fold, and a gate that says so."""
+"""Folds keep people together, spread the classes evenly, and are checked for leaks."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -10,156 +10,168 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from face_attributes.errors import UserError
+from face_attributes.params import FoldParams
+from face_attributes.photos.labels import NUM_CLASSES
 from stages import folds
-from stages.errors import UserError
-from stages.params import FoldParams
-from stages.photos.labels import CLASSES
 from tests.conftest import Change, Run
 
 Pairs = Sequence[tuple[str, str]]
 
+NAMES = [str(label) for label in range(NUM_CLASSES)]
+
 
 def photos_of(people: dict[int, int]) -> pd.DataFrame:
-    """Seven photos (5 worn, 1 incorrect, 1 not worn) of as many people of each kind as said."""
+    """Seven photos (5 worn, 1 incorrect, 1 not worn) per person.
+
+    Args:
+        people: number of people by gender and age group (0 to 5).
+    """
     rows = [
         {
             "person": f"{kind}-{number:03}",
-            "photo": f"{place}.jpg",
+            "photo": f"{photo}.jpg",
             "label": mask * 6 + kind,
             "age": 20,
         }
         for kind, count in people.items()
         for number in range(count)
-        for place, mask in enumerate([0, 0, 0, 0, 0, 1, 2])
+        for photo, mask in enumerate([0, 0, 0, 0, 0, 1, 2])
     ]
     return pd.DataFrame(rows)
 
 
-def knobs(count: int = 5, group_by: str = "person", seed: int = 0) -> FoldParams:
-    return FoldParams.model_validate(
-        {"index": list(range(count)), "group_by": group_by, "seed": seed}
-    )
+def even_photos(people: int) -> pd.DataFrame:
+    """Photos with the same number of people in each gender and age group."""
+    return photos_of(dict.fromkeys(range(6), people))
 
 
-NAMES = [str(label) for label in range(CLASSES)]
+def fold_params(count: int = 5, seed: int = 0) -> FoldParams:
+    return FoldParams(index=list(range(count)), group_by="person", seed=seed)
 
 
-@settings(max_examples=20, deadline=None)
+def assign(table: pd.DataFrame, params: FoldParams) -> folds.Folds:
+    return folds.assign_folds(table["label"].to_numpy(), table["person"], params)
+
+
+@settings(max_examples=5, deadline=None)
 @given(
-    st.fixed_dictionaries({kind: st.integers(8, 30) for kind in range(6)}),
+    st.fixed_dictionaries({kind: st.integers(8, 20) for kind in range(6)}),
     st.integers(2, 5),
     st.integers(0, 1000),
 )
-def test_folds_keep_people_together_and_classes_apart(
+def test_a_person_is_in_one_fold_and_a_class_in_every_fold(
     people: dict[int, int], count: int, seed: int
 ) -> None:
-    table = photos_of(people)
-    labels = table["label"].to_numpy()
-    table["fold"] = folds.assign_folds(labels, table["person"], knobs(count, seed=seed))
+    table, params = photos_of(people), fold_params(count, seed)
+    table["fold"] = assign(table, params)
     assert set(table["fold"]) == set(range(count))
     assert (table.groupby("person")["fold"].nunique() == 1).all()
-    assert (folds.class_counts(labels, table["fold"].to_numpy(), count) > 0).all()
-    gate = folds.check_gate(table.assign(group=table["person"]), knobs(count), NAMES)
-    assert gate["people_in_two_folds"] == gate["people_who_share_photos"] == 0
+    counts = folds.class_counts(table["label"].to_numpy(), table["fold"].to_numpy(), count)
+    assert (counts > 0).all()
+    metrics = folds.check_folds(table.assign(group=table["person"]), params, NAMES)
+    assert metrics["people_in_two_folds"] == metrics["people_who_share_photos"] == 0
 
 
-def test_the_same_seed_gives_the_same_folds_and_another_others() -> None:
-    table = photos_of(dict.fromkeys(range(6), 12))
-    labels = table["label"].to_numpy()
-    first, again, other = (
-        folds.assign_folds(labels, table["person"], knobs(seed=seed)) for seed in (0, 0, 1000)
-    )
-    np.testing.assert_array_equal(first, again)
+def test_the_seed_determines_the_folds() -> None:
+    table = even_photos(6)
+    first, same, other = (assign(table, fold_params(seed=seed)) for seed in (0, 0, 1000))
+    np.testing.assert_array_equal(first, same)
     assert (first != other).any()
 
 
-def test_the_deviation_is_the_worst_share_of_a_class() -> None:
+def test_the_deviation_is_the_largest_relative_one_of_any_class() -> None:
     labels = np.array([0, 0, 0, 0, 1, 1])
     assert folds.class_deviation(labels, np.array([0, 0, 1, 1, 0, 1]), 2) == 0
     assert folds.class_deviation(labels, np.array([0, 0, 0, 1, 0, 1]), 2) == 0.5
 
 
-def test_as_few_people_as_folds_still_fit() -> None:
+def test_one_person_of_a_class_per_fold_is_enough() -> None:
     table = photos_of({**dict.fromkeys(range(5), 20), 5: 5})
-    table["fold"] = folds.assign_folds(table["label"].to_numpy(), table["person"], knobs())
-    folds.check_gate(table.assign(group=table["person"]), knobs(), NAMES)
+    table["fold"] = assign(table, fold_params())
+    folds.check_folds(table.assign(group=table["person"]), fold_params(), NAMES)
+
+
+def test_people_who_share_photos_are_grouped_in_chains() -> None:
+    people = pd.Series(["a", "a", "b", "c", "d"])
+    pairs = pd.DataFrame({"person": ["a", "d", "c"], "other_person": ["b", "", "b"]})
+    assert folds.group_people(people, pairs).tolist() == [0, 0, 0, 0, 1]
+
+
+def test_people_who_share_a_photo_in_two_folds_are_an_error() -> None:
+    table = even_photos(5)
+    table["fold"] = assign(table, fold_params())
+    group = table["person"].where(table["label"] % 6 > 0, "shared")
+    with pytest.raises(UserError, match="share a photo are in two folds: 0-000, 0-001"):
+        folds.check_folds(table.assign(group=group), fold_params(), NAMES)
+
+
+def test_a_fold_without_a_class_is_an_error() -> None:
+    table = even_photos(5)
+    table["fold"] = assign(table, fold_params())
+    table = table.assign(group=table["person"])
+    missing = (table["label"] == 8) & (table["fold"] == 3)
+    with pytest.raises(UserError, match=r"fold 3 has no photo of class 8 \(8\), which 4 people"):
+        folds.check_folds(table[~missing], fold_params(), NAMES)
 
 
 @pytest.fixture
-def stage(run: Run) -> Callable[..., str]:
-    def run_folds(table: pd.DataFrame, code: int = 0, shared: Pairs = ()) -> str:
+def run_folds(run: Run) -> Callable[..., str]:
+    """Run the stage on a table of photos and pairs of people who share a photo."""
+
+    def run_stage(table: pd.DataFrame, code: int = 0, shared: Pairs = ()) -> str:
         given = table["label"] if "given_label" not in table else table["given_label"]
         table.assign(given_label=given).to_csv("photos.csv", index=False)
         pairs = pd.DataFrame(shared, columns=["person", "other_person"])
         pairs.to_csv("duplicates.csv", index=False)
         return run(folds.main, "photos.csv", "duplicates.csv", "out", code=code).stderr
 
-    return run_folds
+    return run_stage
 
 
-def test_the_stage_writes_folds_and_the_gates_figures(stage: Callable[..., str]) -> None:
-    stage(photos_of(dict.fromkeys(range(6), 10)))
+def test_the_stage_writes_folds_and_metrics(run_folds: Callable[..., str]) -> None:
+    run_folds(even_photos(10))
     table = pd.read_csv("out/folds.csv")
     assert list(table) == ["person", "photo", "label", "age", "fold"]
-    gate = json.loads(Path("out/metrics.json").read_text())
-    assert gate["people_in_two_folds"] == 0
-    assert sum(gate["photos"].values()) == 420
-    assert gate["rarest_class_photos"] == 2
-    assert gate["worst_class_deviation"] == 0
+    metrics = json.loads(Path("out/metrics.json").read_text())
+    assert metrics["people_in_two_folds"] == 0
+    assert sum(metrics["photos"].values()) == 420
+    assert metrics["rarest_class_photos"] == 2
+    assert metrics["worst_class_deviation"] == 0
 
 
-def test_people_who_share_a_photo_share_a_fold(stage: Callable[..., str]) -> None:
-    chain = [(f"0-{number:03}", f"0-{number + 1:03}") for number in range(0, 9, 2)]
-    stage(photos_of(dict.fromkeys(range(6), 10)), shared=[*chain, ("1-000", "")])
+def test_people_who_share_a_photo_share_a_fold(run_folds: Callable[..., str]) -> None:
+    pairs = [(f"0-{number:03}", f"0-{number + 1:03}") for number in range(0, 9, 2)]
+    run_folds(even_photos(10), shared=[*pairs, ("1-000", "")])
     fold = pd.read_csv("out/folds.csv").groupby("person")["fold"].first()
-    assert all(fold[first] == fold[second] for first, second in chain)
+    assert all(fold[first] == fold[second] for first, second in pairs)
     assert json.loads(Path("out/metrics.json").read_text())["people_who_share_photos"] == 5
 
 
-def test_photos_are_shared_in_chains() -> None:
-    people = pd.Series(["a", "a", "b", "c", "d"])
-    pairs = pd.DataFrame({"person": ["a", "d", "c"], "other_person": ["b", "", "b"]})
-    assert folds.linked_people(people, pairs).tolist() == [0, 0, 0, 0, 1]
-
-
-def test_the_gate_stops_people_who_share_a_photo_in_two_folds() -> None:
-    table = photos_of(dict.fromkeys(range(6), 10))
-    table["fold"] = folds.assign_folds(table["label"].to_numpy(), table["person"], knobs())
-    group = table["person"].where(table["label"] % 6 > 0, "one")
-    with pytest.raises(UserError, match="in two folds, but the same person or photo: 0-000, 0-001"):
-        folds.check_gate(table.assign(group=group), knobs(), NAMES)
-
-
-def test_corrections_move_nobody_to_another_fold(stage: Callable[..., str]) -> None:
-    table = photos_of(dict.fromkeys(range(6), 10))
-    stage(table)
+def test_corrections_move_nobody_to_another_fold(run_folds: Callable[..., str]) -> None:
+    table = even_photos(10)
+    run_folds(table)
     before = pd.read_csv("out/folds.csv")
     table["given_label"] = table["label"]
     table.loc[table["person"].isin(["0-003", "2-001"]), "label"] += 1
-    stage(table)
+    run_folds(table)
     after = pd.read_csv("out/folds.csv")
     assert (before["fold"] == after["fold"]).all()
     assert (before["label"] != after["label"]).sum() == 14
 
 
-def test_a_class_that_too_few_people_have_is_named(stage: Callable[..., str]) -> None:
-    error = stage(photos_of({**dict.fromkeys(range(5), 10), 5: 3}), code=1)
+def test_classes_with_too_few_people_are_an_error(run_folds: Callable[..., str]) -> None:
+    table = photos_of({**dict.fromkeys(range(5), 10), 5: 3})
+    error = run_folds(table[table["label"] != 8], code=1)
     assert "class 5 (worn, female, 60 and over) has 3;" in error
-    assert "class 17 (not worn, female, 60 and over) has 3" in error
-    assert "take fewer folds, or add people" in error
+    assert "class 8 (incorrect, male, 60 and over) has 0;" in error
+    assert "class 17 (not worn, female, 60 and over) has 3: use fewer folds, or add" in error
     assert not Path("out").exists()
 
 
-def test_a_class_that_nobody_has_is_named(stage: Callable[..., str]) -> None:
-    table = photos_of(dict.fromkeys(range(6), 10))
-    assert "class 8 (incorrect, male, 60 and over) has 0" in stage(
-        table[table["label"] != 8], code=1
-    )
-
-
-def test_by_photo_leaks_and_warns(stage: Callable[..., str], change: Change) -> None:
+def test_folds_by_photo_leak_and_warn(run_folds: Callable[..., str], change: Change) -> None:
     change("folds.group_by", "photo")
-    warning = stage(photos_of(dict.fromkeys(range(6), 10)))
+    warning = run_folds(even_photos(10))
     assert "warning: folds.group_by: photo puts" in warning
-    gate = json.loads(Path("out/metrics.json").read_text())
-    assert gate["people_in_two_folds"] > 30
+    metrics = json.loads(Path("out/metrics.json").read_text())
+    assert metrics["people_in_two_folds"] > 30

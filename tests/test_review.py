@@ -1,7 +1,9 @@
-"""The review page in a real browser: decide with keys, close, come back, save, feed to `clean`."""
+"""The review page in a real browser: decide by keys, close, reopen, save, feed to `clean`."""
 
+import contextlib
 import json
-from collections.abc import Callable
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,53 +11,76 @@ import pandas as pd
 import pytest
 from playwright.sync_api import Page
 
+from face_attributes.photos.label_edits import read_corrections
+from face_attributes.photos.packed import write_packed
+from face_attributes.photos.tables import PROBABILITIES
 from stages import clean, review, suspects
-from stages.photos.corrections import read_corrections
-from stages.photos.packed import write_packed
-from stages.photos.tables import PROBABILITIES
-from tests.conftest import Change, Run
-
-Write = Callable[..., Path]
+from tests.conftest import ROOT, run_stage, write_raw
 
 FEMALE, YOUNG, OLD = "000001_female_Any_25", "000001_male_Any_30", "3_male_Any_60"
-EVIL = "<img src=x onerror=\"document.title='run'\">"
+MARKUP = "<img src=x onerror=\"document.title='run'\">"
 FINDINGS = [
     ("swap", FEMALE, "incorrect_mask.jpg;normal.jpg", "mask", "incorrect;not_worn",
      "not_worn;incorrect", 0.97, "both look it"),
-    ("gender", YOUNG, "", "gender", "male", "female", 0.9, EVIL),
+    ("gender", YOUNG, "", "gender", "male", "female", 0.9, MARKUP),
     ("age", OLD, "", "age", "60", "under 30", 0.8, 'looks "young", and so'),
     ("duplicate", YOUNG, "mask1.jpg", "drop", f"{OLD}/mask1.jpg", "drop", 0.7, "the same photo"),
     ("mask", OLD, "mask3.jpg", "mask", "worn", "drop", 0.6, "looks not worn"),
     ("duplicate", FEMALE, "mask2.jpg", "drop", "evaluation/a.jpg", "drop", 0.5, "the same photo"),
 ]  # fmt: skip
+HEADER = "person,photo,field,old,new,reason\n"
 
 
-def write_inputs(run: Run, raw: Path, findings: list[tuple[object, ...]]) -> None:
-    """What the stages before leave behind, for the three people of `raw`."""
-    run(clean.main, raw / "train", raw / "eval", raw / "corrections.csv", "clean")
-    photos = pd.read_csv("clean/photos.csv", dtype=str)
-    rng = np.random.default_rng(0)
-    for name, count in {"train": len(photos), "evaluation": 2}.items():
-        crops = rng.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
-        write_packed(Path(f"crop/{name}.npy"), crops, count, 32)
-    shares = pd.DataFrame(rng.dirichlet(np.ones(18), len(photos)), columns=PROBABILITIES)
-    pd.concat([photos[["person", "photo"]], shares], axis=1).to_csv("oof.csv", index=False)
+def run_clean(out: str) -> None:
+    """Run the stage `clean` in the working folder."""
+    run_stage(clean.main, "raw/train", "raw/eval", "raw/corrections.csv", out)
+
+
+def run_review(findings: Sequence[tuple[object, ...]] = FINDINGS) -> Path:
+    """Write the page of these findings in the working folder; return its path."""
     columns = ["kind", "person", "photo", "field", "given", "suggested", "score", "evidence"]
     table = pd.DataFrame(findings, columns=columns)
     table.insert(0, "rank", range(1, len(table) + 1))
     table.to_csv("suspects.csv", index=False)
+    tables = ["suspects.csv", "clean/photos.csv", "clean/evaluation.csv"]
+    out = Path("reports/review.html")
+    run_stage(review.main, *tables, "crop", "out_of_fold.csv", "raw/corrections.csv", out)
+    return out.resolve()
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the inputs of the stage, and the page of FINDINGS; tests only read it."""
+    folder = tmp_path_factory.mktemp("review")
+    with contextlib.chdir(folder):
+        shutil.copy(ROOT / "params.yaml", folder)
+        write_raw(folder / "raw")
+        run_clean("clean")
+        photos = pd.read_csv("clean/photos.csv", dtype=str)
+        rng = np.random.default_rng(0)
+        for name, count in {"train": len(photos), "evaluation": 2}.items():
+            crops = rng.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
+            write_packed(Path(f"crop/{name}.npy"), crops, count, 32)
+        rows = pd.DataFrame(rng.dirichlet(np.ones(18), len(photos)), columns=PROBABILITIES)
+        table = pd.concat([photos[["person", "photo"]], rows], axis=1)
+        table.to_csv("out_of_fold.csv", index=False)
+        run_review()
+    return folder
 
 
 @pytest.fixture
-def write_page(run: Run, change: Change, raw: Path) -> Write:
-    def write(findings: list[tuple[object, ...]] = FINDINGS) -> Path:
-        write_inputs(run, raw, findings)
-        corrections = raw / "corrections.csv"
-        tables = ["suspects.csv", "clean/photos.csv", "clean/evaluation.csv"]
-        run(review.main, *tables, "crop", "oof.csv", corrections, "reports/review.html")
-        return Path("reports/review.html").resolve()
+def opened(page: Page, shared: Path) -> Page:
+    """The page of FINDINGS in a new browser."""
+    page.goto((shared / "reports/review.html").as_uri())
+    return page
 
-    return write
+
+@pytest.fixture
+def copy(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the shared folder to change, as the working folder."""
+    folder = shutil.copytree(shared, tmp_path / "copy")
+    monkeypatch.chdir(folder)
+    return folder
 
 
 def press(page: Page, *keys: str) -> None:
@@ -63,8 +88,8 @@ def press(page: Page, *keys: str) -> None:
         page.keyboard.press(key)
 
 
-def saved(page: Page, path: Path) -> list[list[str]]:
-    """Press the button, write the file to `path`; its rows without the header."""
+def save(page: Page, path: Path) -> list[list[str]]:
+    """Press the button, save the file to `path`, and return its rows without the header."""
     with page.expect_download() as download:
         page.get_by_role("button", name="Save corrections.csv").click()
     assert download.value.suggested_filename == "corrections.csv"
@@ -72,10 +97,8 @@ def saved(page: Page, path: Path) -> list[list[str]]:
     return pd.read_csv(path, dtype=str, keep_default_na=False).to_numpy().tolist()
 
 
-def test_decisions_by_keys_survive_and_are_what_clean_reads(
-    write_page: Write, page: Page, run: Run, raw: Path
-) -> None:
-    path = write_page()
+def test_decisions_by_keys_survive_closing_and_are_read_by_clean(page: Page, copy: Path) -> None:
+    path = copy / "reports/review.html"
     page.goto(path.as_uri())
     assert page.locator("article").count() == len(FINDINGS)
     assert page.locator("#progress").text_content() == "0 of 6"
@@ -88,9 +111,8 @@ def test_decisions_by_keys_survive_and_are_what_clean_reads(
     page.goto("about:blank")
     page.goto(path.as_uri())
     assert page.locator("#progress").text_content() == "6 of 6"
-    rows = saved(page, raw / "corrections.csv")
-    score = {row[2]: row[8] for row in rows}
-    assert score["gender"] == "0.9000"
+    rows = save(page, copy / "raw/corrections.csv")
+    assert {row[2]: row[8] for row in rows}["gender"] == "0.9000"
     assert [row[:5] + row[6:8] for row in rows] == [
         [FEMALE, "incorrect_mask.jpg", "mask", "incorrect", "not_worn", "Ann", "accepted"],
         [FEMALE, "normal.jpg", "mask", "not_worn", "incorrect", "Ann", "accepted"],
@@ -99,7 +121,7 @@ def test_decisions_by_keys_survive_and_are_what_clean_reads(
         [YOUNG, "mask1.jpg", "drop", "", "", "Ann", "accepted"],
         [OLD, "mask3.jpg", "drop", "", "", "Ann", "accepted"],
     ]
-    run(clean.main, raw / "train", raw / "eval", raw / "corrections.csv", "after")
+    run_clean("after")
     photos = pd.read_csv("after/photos.csv").set_index(["person", "photo"])
     assert photos.loc[(FEMALE, "normal.jpg"), "mask"] == "incorrect"
     assert set(photos.loc[YOUNG, "gender"]) == {"male"}
@@ -107,79 +129,57 @@ def test_decisions_by_keys_survive_and_are_what_clean_reads(
     assert (YOUNG, "mask1.jpg") not in photos.index
 
 
-def test_another_label_drop_undo_and_the_other_photo(
-    write_page: Write, page: Page, raw: Path
-) -> None:
-    page.goto(write_page().as_uri())
-    press(page, "ArrowDown", "ArrowDown", "l")
-    page.get_by_label(f"age of {OLD}").fill("44")
-    press(page, "Enter")
-    press(page, "l", "d", "a", "u")
-    rows = saved(page, raw / "out.csv")
+def test_other_label_other_photo_drop_and_undo(opened: Page, tmp_path: Path) -> None:
+    press(opened, "ArrowDown", "ArrowDown", "l")
+    opened.get_by_label(f"age of {OLD}").fill("44")
+    press(opened, "Enter")
+    press(opened, "l", "d", "a", "u")
+    rows = save(opened, tmp_path / "out.csv")
     assert [row[:5] for row in rows] == [
         [OLD, "", "age", "60", "44"],
         [OLD, "mask1.jpg", "drop", "", ""],
         [OLD, "mask3.jpg", "drop", "", ""],
     ]
-    assert page.locator("#progress").text_content() == "3 of 6"
+    assert opened.locator("#progress").text_content() == "3 of 6"
 
 
-def test_an_age_that_is_none_is_not_taken(write_page: Write, page: Page) -> None:
-    page.goto(write_page().as_uri())
-    press(page, "ArrowDown", "ArrowDown", "l")
-    page.get_by_label(f"age of {OLD}").fill("121")
-    press(page, "Enter")
-    assert "whole years, 0 to 120" in page.locator("#notice").text_content()
-    assert page.locator("#progress").text_content() == "0 of 6"
+def test_an_invalid_age_is_refused(opened: Page) -> None:
+    press(opened, "ArrowDown", "ArrowDown", "l")
+    opened.get_by_label(f"age of {OLD}").fill("121")
+    press(opened, "Enter")
+    assert "whole years, 0 to 120" in str(opened.locator("#notice").text_content())
+    assert opened.locator("#progress").text_content() == "0 of 6"
 
 
-def test_an_earlier_file_is_taken_up_and_saved_again(
-    write_page: Write, page: Page, raw: Path
-) -> None:
-    earlier = raw / "earlier.csv"
+def test_a_file_is_loaded_and_saved_again(opened: Page, tmp_path: Path) -> None:
+    earlier = tmp_path / "earlier.csv"
     earlier.write_text(
         "\ufefffield,person,photo,old,new,reason\r\n"
         f'gender,{YOUNG},,male,female,"long, ""fair"" hair"\r\n'
         f"drop,{OLD},mask5.jpg,,,blurred\r\n",
         encoding="utf-8",
     )
-    page.goto(write_page().as_uri())
-    page.locator("#file").set_input_files(earlier)
-    page.get_by_text("2 rows of earlier.csv are taken over").wait_for()
-    assert page.locator("#progress").text_content() == "1 of 6"
-    rows = saved(page, raw / "out.csv")
+    opened.locator("#file").set_input_files(earlier)
+    opened.get_by_text("2 rows of earlier.csv loaded").wait_for()
+    assert opened.locator("#progress").text_content() == "1 of 6"
+    rows = save(opened, tmp_path / "out.csv")
     assert sorted(row[:6] for row in rows) == [
         [YOUNG, "", "gender", "male", "female", 'long, "fair" hair'],
         [OLD, "mask5.jpg", "drop", "", "", "blurred"],
     ]
-    broken = raw / "broken.csv"
-    broken.write_text("a,b\n1,2\n")
-    page.locator("#file").set_input_files(broken)
-    page.get_by_text("broken.csv is no corrections.csv: it has no column person").wait_for()
-    assert len(saved(page, raw / "out.csv")) == 2
+    for content, problem in (
+        ("a,b\n1,2\n", "column person is missing"),
+        (f'{HEADER}{YOUNG},,gender,male,female,"hat\n', "a double quote is not closed"),
+    ):
+        earlier.write_text(content)
+        opened.locator("#file").set_input_files(earlier)
+        message = f"earlier.csv is not a valid corrections.csv: {problem}."
+        opened.get_by_text(message).wait_for()
+    assert len(save(opened, tmp_path / "out.csv")) == 2, "an invalid file changes nothing"
 
 
-def test_a_label_corrected_before_keeps_its_first_value(
-    write_page: Write, page: Page, raw: Path
-) -> None:
-    (raw / "corrections.csv").write_text(
-        f"person,photo,field,old,new,reason\n{YOUNG},,gender,male,female,seen\n"
-        f"{OLD},,age,60,62,typo\n"
-    )
-    doubtful = [
-        ("gender", YOUNG, "", "gender", "female", "male", 0.9, "looks it"),
-        ("age", OLD, "", "age", "62", "under 30", 0.8, "looks it"),
-    ]
-    page.goto(write_page(doubtful).as_uri())
-    press(page, "a", "a")
-    rows = saved(page, raw / "out.csv")
-    assert [row[:5] for row in rows] == [[OLD, "", "age", "60", "25"]]
-
-
-def test_a_decision_of_an_earlier_file_can_be_changed_and_taken_back(
-    write_page: Write, page: Page, raw: Path
-) -> None:
-    earlier = raw / "earlier.csv"
+def test_loaded_decisions_can_be_changed_and_undone(opened: Page, tmp_path: Path) -> None:
+    earlier = tmp_path / "earlier.csv"
     earlier.write_text(
         "person,photo,field,old,new,reason,reviewer,decision,score\n"
         f'{YOUNG},,gender,male,female,6" hat,Ann,accepted,0.8\n'
@@ -187,161 +187,133 @@ def test_a_decision_of_an_earlier_file_can_be_changed_and_taken_back(
         f"{OLD},mask1.jpg,drop,,,the same photo,Ann,accepted,0.7\n"
         f"{OLD},mask3.jpg,drop,,,no,Ann,rejected,0.5\n"
     )
-    page.goto(write_page().as_uri())
-    page.locator("#file").set_input_files(earlier)
-    page.get_by_text("4 rows of earlier.csv are taken over").wait_for()
-    decisions = page.locator("article .decision")
-    assert decisions.all_text_contents() == [
-        "", "accepted", "accepted: age 25, the median of under 30", "the other is dropped",
+    opened.locator("#file").set_input_files(earlier)
+    opened.get_by_text("4 rows of earlier.csv loaded").wait_for()
+    assert opened.locator("article .decision").all_text_contents() == [
+        "", "accepted", "accepted: age 25, the median of under 30", "other photo dropped",
         "rejected", "",
     ]  # fmt: skip
-    assert sorted(saved(page, raw / "out.csv")) == sorted(
+    assert sorted(save(opened, tmp_path / "out.csv")) == sorted(
         line.split(",") for line in earlier.read_text().splitlines()[1:]
     )
-    page.locator("article").nth(1).focus()
-    press(page, "r", "u")
-    rows = {row[2]: row for row in saved(page, raw / "out.csv")}
+    opened.locator("article").nth(1).focus()
+    press(opened, "r", "u")
+    rows = {row[2]: row for row in save(opened, tmp_path / "out.csv")}
     assert rows["gender"][7] == "rejected"
     assert "age" not in rows
-    earlier.write_text(earlier.read_text().replace('6" hat', '"hat'))
-    page.locator("#file").set_input_files(earlier)
-    page.get_by_text("earlier.csv is no corrections.csv: a double quote is not closed").wait_for()
 
 
-def test_a_rejection_stands_beside_the_correction_that_it_confirms(
-    write_page: Write, page: Page, raw: Path, run: Run
-) -> None:
-    """A label that was corrected looks wrong again: that it was looked at is remembered."""
-    table = raw / "corrections.csv"
-    table.write_text(f"person,photo,field,old,new,reason\n{YOUNG},,gender,male,female,seen\n")
-    page.goto(
-        write_page([("gender", YOUNG, "", "gender", "female", "male", 0.9, "looks it")]).as_uri()
+def test_a_label_that_was_corrected_before_keeps_its_original_value(page: Page, copy: Path) -> None:
+    (copy / "raw/corrections.csv").write_text(
+        f"{HEADER}{YOUNG},,gender,male,female,seen\n{OLD},,age,60,62,typo\n"
     )
+    findings = [
+        ("gender", YOUNG, "", "gender", "female", "male", 0.9, "looks it"),
+        ("age", OLD, "", "age", "62", "under 30", 0.8, "looks it"),
+    ]
+    page.goto(run_review(findings).as_uri())
+    press(page, "a", "a")
+    rows = save(page, copy / "out.csv")
+    assert [row[:5] for row in rows] == [[OLD, "", "age", "60", "25"]]
+
+
+def test_rejecting_a_doubt_about_a_correction_is_a_row_of_its_own(page: Page, copy: Path) -> None:
+    corrections = copy / "raw/corrections.csv"
+    corrections.write_text(f"{HEADER}{YOUNG},,gender,male,female,seen\n")
+    finding = ("gender", YOUNG, "", "gender", "female", "male", 0.9, "looks it")
+    page.goto(run_review([finding]).as_uri())
     press(page, "r")
-    rows = saved(page, table)
+    rows = save(page, corrections)
     assert [row[3:5] + row[7:8] for row in rows] == [
         ["male", "female", ""],
         ["female", "male", "rejected"],
     ]
-    run(clean.main, raw / "train", raw / "eval", table, "after")
-    claims = suspects.rejected_claims(read_corrections(table), [30, 60])
+    run_clean("after")
+    claims = suspects.rejected_claims(read_corrections(corrections), [30, 60])
     assert claims == {(YOUNG, "", "gender", "male"): 0.9}
-    page.locator("#file").set_input_files(table)
-    page.get_by_text("2 rows of corrections.csv are taken over").wait_for()
+    page.locator("#file").set_input_files(corrections)
+    page.get_by_text("2 rows of corrections.csv loaded").wait_for()
     assert page.locator("article .decision").text_content() == "rejected"
-    assert saved(page, table) == rows
+    assert save(page, corrections) == rows
 
 
-def test_filters_show_a_kind_and_what_is_left(write_page: Write, page: Page) -> None:
-    page.goto(write_page().as_uri())
-    visible = page.locator("article:visible")
-    page.get_by_label("Kind").select_option("duplicate")
+def test_filters_select_findings_by_kind_field_and_state(opened: Page) -> None:
+    visible = opened.locator("article:visible")
+    opened.get_by_label("Kind").select_option("duplicate")
     assert visible.count() == 2
-    page.get_by_label("Kind").select_option("")
-    page.get_by_label("Field").select_option("mask")
+    opened.get_by_label("Kind").select_option("")
+    opened.get_by_label("Field").select_option("mask")
     assert visible.count() == 2
     visible.first.focus()
-    press(page, "a")
-    page.get_by_label("Show").select_option("undecided")
+    press(opened, "a")
+    opened.get_by_label("Show").select_option("undecided")
     assert visible.count() == 1
 
 
-def test_the_keyboard_alone_reaches_filters_and_comes_back(write_page: Write, page: Page) -> None:
-    page.goto(write_page().as_uri())
-    kind = page.get_by_label("Kind")
-    press(page, "f", "ArrowDown", "ArrowDown")
-    assert kind.input_value() == "duplicate"
-    assert page.locator("article:visible").count() == 2
-    press(page, "Escape", "r")
-    assert page.locator("article:visible").first.locator(".decision").text_content() == "rejected"
+def test_keys_alone_reach_the_filters_and_return(opened: Page) -> None:
+    press(opened, "f", "ArrowDown", "ArrowDown")
+    assert opened.get_by_label("Kind").input_value() == "duplicate"
+    assert opened.locator("article:visible").count() == 2
+    press(opened, "Escape", "r")
+    assert opened.locator("article:visible").first.locator(".decision").text_content() == "rejected"
 
 
-def test_keys_decide_on_nothing_that_is_not_shown(write_page: Write, page: Page) -> None:
-    page.goto(write_page().as_uri())
-    page.get_by_label("Show").select_option("decided")
-    assert page.get_by_text("No finding is of that kind.").is_visible()
-    page.get_by_label("Show").blur()
-    press(page, "a")
-    assert page.locator("#progress").text_content() == "0 of 6"
+def test_keys_do_not_decide_on_hidden_findings(opened: Page) -> None:
+    opened.get_by_label("Show").select_option("decided")
+    assert opened.get_by_text("No finding matches the filters.").is_visible()
+    opened.get_by_label("Show").blur()
+    press(opened, "a")
+    assert opened.locator("#progress").text_content() == "0 of 6"
 
 
-def test_a_click_decides_where_it_is_and_keys_go_on_from_there(
-    write_page: Write, page: Page
-) -> None:
-    page.goto(write_page().as_uri())
-    decision = page.locator("article .decision")
-    page.locator("article").nth(3).get_by_role("button", name="Reject").click()
-    press(page, "a")
-    page.locator("article").nth(1).get_by_role("button", name="Skip").focus()
-    press(page, "r")
-    assert decision.all_text_contents() == ["", "rejected", "", "rejected", "accepted", ""]
+def test_keys_continue_from_the_finding_that_was_clicked(opened: Page) -> None:
+    opened.locator("article").nth(3).get_by_role("button", name="Reject").click()
+    press(opened, "a")
+    opened.locator("article").nth(1).get_by_role("button", name="Skip").focus()
+    press(opened, "r")
+    decisions = opened.locator("article .decision").all_text_contents()
+    assert decisions == ["", "rejected", "", "rejected", "accepted", ""]
 
 
-def test_markup_in_texts_is_shown_and_never_run(write_page: Write, page: Page) -> None:
-    page.goto(write_page().as_uri())
-    assert page.get_by_text(EVIL).is_visible()
-    page.wait_for_timeout(200)
-    assert page.title() == "Review of labels"
-
-
-def test_the_doubtful_photos_are_marked_and_every_control_has_a_name(
-    write_page: Write, page: Page
-) -> None:
-    page.goto(write_page().as_uri())
-    assert page.locator("article").first.locator("li.doubtful").count() == 2
-    assert page.locator("article").nth(3).locator("li.doubtful").count() == 2
-    names = page.locator("button, input, select, img").evaluate_all(
+def test_findings_are_shown_as_text_with_their_photos_marked(opened: Page) -> None:
+    assert opened.get_by_text(MARKUP).is_visible()
+    swap, gender, _, duplicate, *_ = opened.locator("article").all()
+    assert swap.locator("li.doubtful").count() == duplicate.locator("li.doubtful").count() == 2
+    assert f"mask1.jpg: the same as {OLD}/mask1.jpg, suggested drop" in str(
+        duplicate.locator(".claim").text_content()
+    )
+    assert "likely wrong" not in str(duplicate.text_content())
+    assert "90% likely wrong" in str(gender.text_content())
+    names = opened.locator("button, input, select, img").evaluate_all(
         "nodes => nodes.map(n => n.ariaLabel || n.alt || n.textContent.trim() "
         "|| n.labels?.[0]?.textContent || '')"
     )
-    assert all(names)
+    assert all(names), "every control has an accessible name"
+    assert opened.title() == "Label review", "markup did not run"
 
 
-def test_photos_that_are_gone_are_said_to_be_missing(
-    write_page: Write, page: Page, raw: Path, run: Run
-) -> None:
-    write_page()
-    (raw / "train" / "images" / OLD / "mask1.jpg").unlink()
-    tables = ["suspects.csv", "clean/photos.csv", "clean/evaluation.csv"]
-    run(review.main, *tables, "crop", "oof.csv", raw / "corrections.csv", "reports/review.html")
-    page.goto(Path("reports/review.html").resolve().as_uri())
+def test_missing_photos_are_stated(page: Page, copy: Path) -> None:
+    (copy / "raw/train/images" / OLD / "mask1.jpg").unlink()
+    path = run_review()
+    page.goto(path.as_uri())
     assert page.get_by_text("photo missing").count() > 0
-    text = Path("reports/review.html").read_text()
+    text = path.read_text()
     start = text.index('id="content">') + len('id="content">')
-    content = json.loads(text[start : text.index("</script>", start)])
-    content["people"] = {}
-    empty = json.dumps(content).replace("<", "\\u003c")
-    Path("reports/empty.html").write_text(
-        text[:start] + empty + text[text.index("</script>", start) :]
-    )
-    page.goto(Path("reports/empty.html").resolve().as_uri())
-    assert page.get_by_text("The photos of this person are not on this page").count() > 0
+    end = text.index("</script>", start)
+    content = json.dumps({**json.loads(text[start:end]), "people": {}}).replace("<", "\\u003c")
+    path.write_text(text[:start] + content + text[end:])
+    page.goto(path.as_uri())
+    assert page.get_by_text("This page has no photos of this person").count() > 0
 
 
-def test_no_finding_is_said(write_page: Write, page: Page) -> None:
-    page.goto(write_page([]).as_uri())
-    assert page.get_by_text("No label is doubtful.").is_visible()
+def test_a_page_without_findings_says_so(page: Page, copy: Path) -> None:
+    page.goto(run_review([]).as_uri())
+    assert page.get_by_text("There are no doubtful labels.").is_visible()
 
 
-def test_a_photo_without_a_prediction_is_shown_without_one(
-    write_page: Write, page: Page, run: Run, raw: Path
-) -> None:
-    write_page()
-    predicted = pd.read_csv("oof.csv")
-    predicted[predicted["person"] != OLD].to_csv("oof.csv", index=False)
-    tables = ["suspects.csv", "clean/photos.csv", "clean/evaluation.csv"]
-    run(review.main, *tables, "crop", "oof.csv", raw / "corrections.csv", "reports/review.html")
-    page.goto(Path("reports/review.html").resolve().as_uri())
-    shares = page.locator("article").nth(2).locator(".share")
-    assert page.locator("article").count() == len(FINDINGS)
-    assert shares.count() == 0
-
-
-def test_a_duplicate_is_said_to_be_the_same_as_the_other(write_page: Write, page: Page) -> None:
-    page.goto(write_page().as_uri())
-    duplicate, gender = page.locator("article").nth(3), page.locator("article").nth(1)
-    assert f"mask1.jpg: the same as {OLD}/mask1.jpg, suggested drop" in (
-        duplicate.locator(".claim").text_content()
-    )
-    assert "likely wrong" not in duplicate.text_content()
-    assert "90% likely wrong" in gender.text_content()
+def test_a_photo_without_a_prediction_has_no_probabilities(page: Page, copy: Path) -> None:
+    predicted = pd.read_csv("out_of_fold.csv")
+    predicted[predicted["person"] != OLD].to_csv("out_of_fold.csv", index=False)
+    page.goto(run_review().as_uri())
+    shares = [article.locator(".share").count() for article in page.locator("article").all()]
+    assert shares[1] > 0 and shares[2] == 0

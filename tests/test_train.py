@@ -1,4 +1,4 @@
-"""What a fold learns from."""
+"""The stage `train`: the data of a fold, and the tables it writes. It runs in test_pipeline."""
 
 from pathlib import Path
 
@@ -6,99 +6,58 @@ import pandas as pd
 import pytest
 import torch
 
-from stages.errors import UserError
-from stages.params import TrainParams, read_params
-from stages.train import (
-    check_classes,
-    check_together,
-    labels_to_learn,
-    photos_of,
-    targets_to_learn,
+from face_attributes.errors import UserError
+from face_attributes.params import read_params
+from stages.train import announce, held_out_mask, make_fold, out_of_fold_table
+from tests.conftest import Change
+from tests.small import CPU, PARAMS
+
+FOLDS = pd.DataFrame(
+    {
+        "person": [f"p{row}" for row in range(36)],
+        "photo": [f"{row}.jpg" for row in range(36)],
+        "fold": [0, 1] * 18,
+        "label": [label for label in range(18) for _ in range(2)],
+        "age": [age for _ in range(6) for age in (20, 20, 45, 45, 70, 70)],
+    }
 )
 
-PEOPLE = pd.DataFrame({"age": [29, 30, 57, 58, 59, 60, 58], "label": [0, 1, 1, 1, 1, 2, 16]})
+
+def test_unknown_fold_is_named_with_the_known_ones() -> None:
+    assert held_out_mask(FOLDS, 1).to_list() == [False, True] * 18
+    with pytest.raises(UserError, match="there is no fold 7: the folds are 0, 1"):
+        held_out_mask(FOLDS, 7)
 
 
-def test_a_fold_that_is_not_there_is_named_with_those_that_are() -> None:
-    table = pd.DataFrame({"fold": [1, 0, 1, 2]})
-    assert photos_of(table, 1).to_list() == [True, False, True, False]
-    with pytest.raises(UserError, match="there is no fold 7: the folds are 0, 1, 2"):
-        photos_of(table, 7)
+def test_fold_trains_on_the_other_folds() -> None:
+    fold = make_fold(FOLDS, 1, read_params(PARAMS), torch.device("cpu"))
+    assert fold.training.tolist() == list(range(0, 36, 2))
+    assert fold.validation.tolist() == list(range(1, 36, 2))
+    assert fold.targets.argmax(dim=1).tolist() == FOLDS["label"].to_list()
 
 
-@pytest.mark.parametrize(
-    ("old_from", "expected"),
-    [(60, [0, 1, 1, 1, 1, 2, 16]), (59, [0, 1, 1, 1, 2, 2, 16]), (58, [0, 1, 1, 2, 2, 2, 17])],
-)
-def test_people_may_be_old_a_little_earlier_in_training(old_from: int, expected: list[int]) -> None:
-    assert labels_to_learn(PEOPLE, old_from, [30, 60]).to_list() == expected
+def test_fold_without_a_photo_of_a_class_is_one_line() -> None:
+    with pytest.raises(UserError, match="fold 1: the training part has no photo of class 0"):
+        make_fold(FOLDS.drop(index=0), 1, read_params(PARAMS), torch.device("cpu"))
 
 
-@pytest.mark.parametrize("old_from", [30, 61])
-def test_who_is_old_is_of_the_middle_group_or_the_last(old_from: int) -> None:
-    with pytest.raises(UserError, match=r"train.old_from: \d+ must be above 30 and not above 60"):
-        labels_to_learn(PEOPLE, old_from, [30, 60])
+def test_out_of_fold_table_has_the_held_out_photos_in_order() -> None:
+    fold = make_fold(FOLDS, 0, read_params(PARAMS), torch.device("cpu"))
+    probabilities = torch.arange(18.0 * 18).reshape(18, 18).softmax(dim=1)
+    table = out_of_fold_table(FOLDS, fold, probabilities.log())
+    columns = ["person", "photo", "fold", "label", *(f"p{label}" for label in range(18))]
+    assert table.columns.to_list() == columns
+    assert table["photo"].to_list() == [f"{row}.jpg" for row in range(0, 36, 2)]
+    assert table["p3"].to_numpy() == pytest.approx(probabilities[:, 3].numpy())
 
 
-@pytest.fixture
-def knobs() -> TrainParams:
-    return read_params(Path(__file__).parents[1] / "params.yaml").train
-
-
-def test_a_person_near_an_edge_is_partly_of_both_groups(knobs: TrainParams) -> None:
-    """With 2 years, 59 is 0.25 deviations below the edge at 59.5, 62 is 1.25 above it.
-
-    The normal distribution has 0.4013 above 0.25 and 0.1056 above 1.25; the other edge is far.
-    """
-    labels, ages = pd.Series([1, 17]), pd.Series([59, 62])
-    soft = knobs.model_copy(update={"heads": "split", "age_softness": 2.0})
-    targets = targets_to_learn(labels, ages, [30, 60], soft)
-    expected = torch.zeros(2, 18)
-    expected[0, [1, 2]] = torch.tensor([0.5987, 0.4013])
-    expected[1, [16, 17]] = torch.tensor([0.1056, 0.8944])
-    torch.testing.assert_close(targets, expected, atol=1e-4, rtol=0)
-
-
-@pytest.mark.parametrize("old_from", [60, 58])
-def test_without_softness_a_person_is_of_one_group(knobs: TrainParams, old_from: int) -> None:
-    hard = knobs.model_copy(update={"heads": "split", "age_softness": 0.0})
-    targets = targets_to_learn(PEOPLE["label"], PEOPLE["age"], [30, old_from], hard)
-    expected = labels_to_learn(PEOPLE, old_from, [30, 60])
-    assert targets.nonzero()[:, 1].tolist() == expected.to_list()
-    assert targets.sum() == len(PEOPLE)
-
-
-def test_ages_in_years_come_after_the_classes(knobs: TrainParams) -> None:
-    """With 2 years, an age is within half a year of itself with 0.1974, a year off with 0.1747."""
-    labels, ages = pd.Series([1, 2, 0]), pd.Series([59, 120, 0])
-    sharp = knobs.model_copy(update={"heads": "ages", "age_softness": 0.0})
-    targets = targets_to_learn(labels, ages, [30, 60], sharp)
-    assert targets.shape == (3, 18 + 121)
-    assert targets.nonzero().tolist() == [[0, 1], [0, 77], [1, 2], [1, 138], [2, 0], [2, 18]]
-    soft = sharp.model_copy(update={"age_softness": 2.0})
-    years = targets_to_learn(labels, ages, [30, 60], soft)[:, 18:]
-    torch.testing.assert_close(
-        years[0, 58:61], torch.tensor([0.1747, 0.1974, 0.1747]), atol=1e-4, rtol=0
-    )
-    torch.testing.assert_close(years.sum(dim=1), torch.ones(3))
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"heads": "ages", "loss": "focal"}, "train.loss: focal weighs classes"),
-        ({"mix": "cutmix", "cached_views": 4}, "train.mix: cutmix mixes other photos"),
-    ],
-)
-def test_knobs_that_do_not_go_together_are_named(
-    knobs: TrainParams, changes: dict[str, object], message: str
+def test_parameters_without_effect_are_announced(
+    change: Change, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    check_together(knobs)
-    with pytest.raises(UserError, match=message):
-        check_together(knobs.model_copy(update=changes))
-
-
-def test_a_class_with_nothing_to_learn_from_is_named() -> None:
-    check_classes(pd.Series(range(18)), 0)
-    with pytest.raises(UserError, match="fold 2: the training part has no photo of class 3, 17:"):
-        check_classes(pd.Series([label for label in range(18) if label not in (3, 17)]), 2)
+    change("train.cached_views", 2)
+    change("train.batch_size", 100)
+    params = read_params(Path("params.yaml"))
+    announce(params, make_fold(FOLDS, 0, params, CPU.device), {"trainable": 1, "total": 2}, CPU)
+    printed = capsys.readouterr().out
+    assert "train.cached_views has no effect with train.freeze: none" in printed
+    assert "train.batch_size: 100 exceeds the 18 photos: one batch per epoch" in printed

@@ -1,0 +1,57 @@
+"""Show the scores of the last run, and where to find more.
+
+python -m commands.show
+"""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from face_attributes.command import user_command
+from face_attributes.errors import UserError
+from face_attributes.scoring.metrics import SCORE_NAMES
+
+OUTPUTS = {
+    "reports/report.html": "scores, errors, and what each stage did",
+    "reports/review.html": "labels that are probably wrong, to decide on",
+    "reports/model_card.md": "what to know before using the networks",
+    "metrics.json": "all scores; `python -m commands.compare` compares two runs",
+    "data/submission.csv": "labels of the evaluation photos",
+}
+
+
+@user_command
+def main(
+    metrics: Annotated[Path, typer.Option(help="Scores that the pipeline wrote")] = Path(
+        "metrics.json"
+    ),
+) -> None:
+    """Print the scores of the last run, and the files that show more."""
+    if not metrics.is_file():
+        raise UserError(f"{metrics} is missing: `dvc repro` makes it")
+    scores = json.loads(metrics.read_text(encoding="utf-8"))
+    table = Table(title="Scores on photos of people the networks were not trained on")
+    for column in ("", "out of fold", "95% interval", "evaluation"):
+        table.add_column(column, justify="left" if not column else "right")
+    for key, name in SCORE_NAMES.items():
+        low, high = scores["interval_95"][key].values()
+        evaluation = scores["evaluation"].get(key)
+        evaluation_text = "" if evaluation is None else f"{evaluation:.3f}"
+        table.add_row(name, f"{scores[key]:.3f}", f"{low:.3f} to {high:.3f}", evaluation_text)
+    console = Console()
+    console.print(table)
+    console.print(
+        f"macro F1 over the folds {scores['folds']['macro_f1_mean']:.3f} "
+        f"± {scores['folds']['macro_f1_std']:.3f}; on the photos trained on "
+        f"{scores['train']['macro_f1']:.3f}"
+    )
+    for path, contents in OUTPUTS.items():
+        console.print(f"  [bold]{path}[/bold]  {contents}", soft_wrap=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,5 @@
+"""The exception that ends a command with one line instead of a traceback."""
+
+
+class UserError(Exception):
+    """A mistake that the user can fix. The message says what is wrong, where, and what to do."""

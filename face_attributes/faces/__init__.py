@@ -1,0 +1,1 @@
+"""Faces: detection, boxes, crops, and drawings for the embedded sample."""

@@ -1,0 +1,121 @@
+"""Write files whole or not at all: under a temporary name, then rename."""
+
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BufferedRandom
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+if TYPE_CHECKING:  # importing pandas takes 0.25 s, and `commands.classify` does not need it
+    import pandas as pd
+
+CHECKSUM_BYTES = hashlib.sha256().digest_size
+
+
+@contextmanager
+def write_whole(path: Path, fsync: bool = True) -> Iterator[BufferedRandom]:
+    """Open a temporary file for writing; rename it to `path` when the block ends without error.
+
+    A killed process leaves at most `NAME.partial`, which git and DVC ignore and the next run
+    overwrites.
+
+    Args:
+        fsync: whether to fsync, so that the guarantee survives a power failure.
+
+    Raises:
+        OSError: if the disk is full, the folder is not writable, or `path` is a folder; `path` is
+            unchanged.
+    """
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with path_in_errors(path), partial.open("w+b") as file:
+            yield file
+            file.flush()
+            if fsync:
+                os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def path_in_errors(path: Path) -> Iterator[None]:
+    """Add `path` to an OSError without a file name, as failed writes raise it."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def sha256(path: Path) -> str:
+    """Compute the SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def write_checksummed(path: Path) -> Iterator[BinaryIO]:
+    """Like `write_whole`, with the SHA-256 of the content at the start of the file."""
+    with write_whole(path) as file:
+        file.write(bytes(CHECKSUM_BYTES))
+        yield file
+        file.seek(CHECKSUM_BYTES)
+        checksum = hashlib.file_digest(file, "sha256").digest()
+        file.seek(0)
+        file.write(checksum)
+
+
+@contextmanager
+def read_checksummed(path: Path) -> Iterator[BinaryIO | None]:
+    """Open a file of `write_checksummed` at its content; None if it is missing or damaged."""
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        yield None
+        return
+    with file:
+        checksum = file.read(CHECKSUM_BYTES)
+        intact = hashlib.file_digest(file, "sha256").digest() == checksum
+        file.seek(CHECKSUM_BYTES)
+        yield file if intact else None
+
+
+def write_table(path: Path, table: "pd.DataFrame", float_format: str | None = None) -> None:
+    """Write a table as CSV, without its index, with `\\n` line endings on every system."""
+    with write_whole(path) as file:
+        table.to_csv(
+            file,
+            index=False,
+            lineterminator="\n",
+            float_format=float_format,
+            errors="backslashreplace",  # file names may be invalid UTF-8
+        )
+
+
+def write_json(path: Path, content: dict[str, Any], digits: int = 6) -> None:
+    """Write nested values as JSON, floats rounded to `digits` decimals."""
+    with write_whole(path) as file:
+        file.write((json.dumps(_rounded(content, digits), indent=2) + "\n").encode())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a file that `write_json` wrote."""
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
+
+
+def _rounded(value: Any, digits: int) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _rounded(item, digits) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(item, digits) for item in value]
+    return round(float(value), digits) if isinstance(value, float) else value

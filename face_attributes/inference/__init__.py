@@ -1,0 +1,1 @@
+"""Predicting with trained networks: the ensemble, faces in photos, exported files, attention."""

@@ -1,0 +1,170 @@
+"""Writers of classified photos: CSV, JSON, a table on the terminal, annotated copies.
+
+Each context manager yields a function that takes a photo's path and its rows (`recognition.Row`).
+"""
+
+import csv
+import io
+import json
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, Future
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+from rich.cells import cell_len
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from tqdm import tqdm
+
+from face_attributes.errors import UserError
+from face_attributes.faces.marking import mark
+from face_attributes.files import write_whole
+from face_attributes.inference.recognition import COLUMNS, NO_FACE, Row, is_readable
+from face_attributes.photos.opening import SUFFIXES, open_photo
+
+MAX_JPEG_SIDE = 65_500
+"""Largest width or height of a JPEG, in pixels."""
+
+COLUMN_WIDTHS = {"face": 8, "mask": 14, "gender": 11, "age": 16, "class": 8}
+"""Characters: on a terminal of 80, they leave 17 for the file name."""
+
+Writer = Callable[[Path, Sequence[Row]], None]
+
+
+@contextmanager
+def csv_writer(path: str) -> Iterator[Writer]:
+    """Write rows as CSV with a header; "-" is standard output."""
+    with _open_text(path) as file:
+        table = csv.DictWriter(file, COLUMNS, extrasaction="ignore", lineterminator="\n")
+        table.writeheader()
+
+        def write(_: Path, rows: Sequence[Row]) -> None:
+            table.writerows(rows)
+            file.flush()
+
+        yield write
+
+
+@contextmanager
+def json_writer(path: str) -> Iterator[Writer]:
+    """Write rows as a JSON list with one object per line; "-" is standard output."""
+    with _open_text(path) as file:
+        separator = "[\n"
+
+        def write(_: Path, rows: Sequence[Row]) -> None:
+            nonlocal separator
+            for row in rows:
+                file.write(separator + json.dumps(row, ensure_ascii=False))
+                separator = ",\n"
+            file.flush()
+
+        yield write
+        file.write("\n]\n")
+
+
+@contextmanager
+def _open_text(path: str) -> Iterator[TextIO]:
+    """Open a text file that appears once it is complete, or standard output for "-".
+
+    Raises:
+        UserError: if the path is a folder, or has the suffix of a photo, which it could overwrite.
+    """
+    if Path(path).suffix.lower() in SUFFIXES or Path(path).is_dir():
+        raise UserError(f"{path} is a photo or a folder: name a file to write")
+    if path == "-":
+        yield sys.stdout
+        return
+    with write_whole(Path(path)) as file:
+        text = io.TextIOWrapper(file, encoding="utf-8", newline="")
+        yield text
+        text.flush()
+        text.detach()
+
+
+@contextmanager
+def table_printer(console: Console) -> Iterator[Writer]:
+    """Print rows as they come; on a terminal, only as many as fit on the screen."""
+    max_rows = max(1, console.height - 5) if console.is_terminal else sys.maxsize
+    printed = total = 0
+
+    def write(_: Path, rows: Sequence[Row]) -> None:
+        nonlocal printed, total
+        readable = [row for row in rows if is_readable(row)]
+        fitting = readable[: max_rows - printed]
+        if fitting:
+            with tqdm.external_write_mode(file=sys.stdout):
+                console.print(_table(fitting, console.width, header=not printed))
+        printed, total = printed + len(fitting), total + len(readable)
+
+    yield write
+    if total > printed:
+        console.print(f"... and {total - printed} more rows: --csv FILE writes all")
+
+
+def _table(rows: Sequence[Row], width: int, header: bool) -> Table:
+    """Lay rows out in columns of fixed width, so that consecutive tables align."""
+    name_width = max(10, width - sum(COLUMN_WIDTHS.values()) - len(COLUMN_WIDTHS) - 1)
+    table = Table(box=None, show_header=header, pad_edge=False, padding=(0, 1, 0, 0))
+    for column, column_width in {"file": name_width, **COLUMN_WIDTHS}.items():
+        table.add_column(column, width=column_width, no_wrap=True)
+    for row in rows:
+        name = row["file"]
+        while cell_len(name) > name_width:
+            name = "…" + name[2:]
+        if row["problem"]:
+            table.add_row(Text(name), "", row["problem"])
+            continue
+        attributes = [
+            f"{row[field]:<{COLUMN_WIDTHS[field] - 5}} {row[f'{field}_probability']:4.0%}"
+            for field in ("mask", "gender", "age")
+        ]
+        face = str(row["face"]) if row["way"] == "detected" else row["way"]
+        table.add_row(Text(name), face, *attributes, f"{row['class']:2} {row['probability']:4.0%}")
+    return table
+
+
+@contextmanager
+def copy_annotator(
+    folder: Path, names: dict[Path, Path], pool: Executor, max_pixels: int, max_pending: int
+) -> Iterator[Writer]:
+    """Write annotated copies of photos to a folder, in the pool's processes.
+
+    Args:
+        names: path of each photo -> path of its copy in the folder.
+        max_pending: copies that may wait to be written.
+    """
+    pending = deque[Future[None]]()
+
+    def write(path: Path, rows: Sequence[Row]) -> None:
+        if is_readable(rows[0]):
+            copy = folder / names[path]
+            pending.append(pool.submit(write_annotated, path, rows, copy, max_pixels))
+        if len(pending) > max_pending:
+            pending.popleft().result()
+
+    yield write
+    for copied in pending:
+        copied.result()
+
+
+def write_annotated(path: Path, rows: Sequence[Row], copy: Path, max_pixels: int) -> None:
+    """Write a copy of a photo with the boxes and labels of its rows."""
+    photo = open_photo(path, max_pixels)
+    boxes, captions = [(0, 0, *photo.size)], [NO_FACE]
+    if not rows[0]["problem"]:
+        boxes = [(row["left"], row["top"], row["width"], row["height"]) for row in rows]
+        captions = [
+            f"mask {row['mask']}: {row['mask_probability']:.0%}\n"
+            f"{row['gender']}: {row['gender_probability']:.0%}\n"
+            f"age {row['age']}: {row['age_probability']:.0%}"
+            for row in rows
+        ]
+    with write_whole(copy, fsync=False) as file:
+        file_format = "PNG" if copy.suffix.lower() == ".png" else "JPEG"
+        marked = mark(photo, boxes, captions)
+        marked.thumbnail((MAX_JPEG_SIDE, MAX_JPEG_SIDE))  # shrinks only what JPEG cannot store
+        marked.save(file, file_format, quality=90)

@@ -1,0 +1,1 @@
+"""Networks: building, freezing, weight files, the device they run on."""

@@ -1,0 +1,1 @@
+"""HTML and Markdown pages: the templates and the code that renders them."""

@@ -1,0 +1,33 @@
+"""The packed pixel array: all crops of a set in one `.npy` file, N x side x side x 3, uint8."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from face_attributes.files import write_whole
+
+Pixels = NDArray[np.uint8]
+
+
+def write_packed(path: Path, crops: Iterable[Pixels], count: int, side: int) -> None:
+    """Write `count` crops (side x side x 3, uint8) with one crop in memory at a time.
+
+    Uses plain writes: on a full disk they raise, where a memory map would kill the process.
+    """
+    header = {"descr": "|u1", "fortran_order": False, "shape": (count, side, side, 3)}
+    with write_whole(path) as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        written = 0
+        for crop in crops:
+            file.write(np.ascontiguousarray(crop).tobytes())
+            written += 1
+        if written != count:
+            raise ValueError(f"{path}: {written} crops instead of {count}")
+
+
+def read_packed(path: Path) -> Pixels:
+    """Map a packed array into memory, read-only: N x side x side x 3, uint8."""
+    pixels: Pixels = np.load(path, mmap_mode="r")
+    return pixels

@@ -1,0 +1,163 @@
+"""Read the original data in the competition's layout: people, their photos, evaluation photos."""
+
+import os
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from face_attributes.errors import UserError
+from face_attributes.photos.labels import GENDERS, MASK_BY_STEM, MAX_AGE
+from face_attributes.photos.opening import SUFFIXES
+from face_attributes.photos.tables import read_text_table
+
+AGE = re.compile(r"\d{1,3}(\.0)?", re.ASCII)
+"""A whole number of years, optionally with ".0" as spreadsheets and pandas write it."""
+
+NOT_A_PHOTO = "not one of the seven photos"
+
+
+class Rejection(NamedTuple):
+    """A row of rejected.csv: a photo, or a whole folder (empty photo), that is not used."""
+
+    set: str
+    person: str
+    photo: str
+    reason: str
+
+
+def read_people(table: Path) -> pd.DataFrame:
+    """Read train.csv, one row per person: gender, age (years, int), path (the person), race.
+
+    Race is never predicted; it is "" if the table has no such column.
+
+    Raises:
+        UserError: naming the row of an unknown gender, an invalid age or a repeated path.
+    """
+    people = read_text_table(table, ["gender", "age", "path"], ["race"])
+    if people.empty:
+        raise UserError(f"{table} has no rows below its header: add one per person")
+    first_row: dict[str, int] = {}
+    for row, gender, age, path, _ in people.itertuples(name=None):
+        if path in first_row:
+            raise UserError(
+                f"{table}, row {row}: path {path!r} is already in row {first_row[path]}: "
+                "keep one row per person"
+            )
+        first_row[path] = row
+        if gender not in GENDERS:
+            raise UserError(
+                f"{table}, row {row}: gender {gender!r} is unknown: write {' or '.join(GENDERS)}"
+            )
+        if not AGE.fullmatch(age) or float(age) > MAX_AGE:
+            raise UserError(
+                f"{table}, row {row}: age {age!r} is not a whole number of years from 0 to "
+                f"{MAX_AGE}"
+            )
+    return people.assign(age=people["age"].astype(float).astype(int))
+
+
+def child_path(folder: Path, name: str, where: str) -> Path:
+    """Return `folder / name`; refuse names and links that could lead out of the folder.
+
+    Args:
+        where: file and row that contain the name, for messages.
+
+    Raises:
+        UserError: if the name is empty, hidden or too long, contains a folder or a semicolon, or
+            names a link, which could also lead to another person.
+    """
+    path = folder / name
+    # Semicolons separate the photos of a finding in suspects.csv.
+    plain = (
+        0 < len(os.fsencode(name)) < 256 and name == Path(name).name and not set("\\;") & set(name)
+    )
+    if not plain or name.startswith("."):
+        raise UserError(
+            f"{where}: {name!r} must be a plain, visible name in {folder}, without / \\ or ;"
+        )
+    if path.is_symlink():
+        raise UserError(f"{where}: {path} is a link: replace it with its target")
+    return path
+
+
+def list_photos(people: pd.DataFrame, train: Path) -> tuple[pd.DataFrame, list[Rejection]]:
+    """Find the seven photos of each person: person, photo, path, mask, gender, age, race.
+
+    Returns:
+        The photos, in the order of train.csv, and the other files and folders in `train/images`.
+
+    Raises:
+        UserError: if a folder or photo is missing, a person has the same photo twice, or a path
+            leads out of `train/images`.
+    """
+    images, rows, rejections = train / "images", list[dict[str, Any]](), list[Rejection]()
+    for row, gender, age, person, race in people.itertuples(name=None):
+        where = f"{train / 'train.csv'}, row {row}"
+        folder = child_path(images, person, where)
+        if not folder.is_dir():
+            raise UserError(f"{where}: folder {folder} is missing: add it, or remove the row")
+        file_by_stem: dict[str, str] = {}
+        for name in list_visible(folder):
+            stem = Path(name).stem.lower()
+            if stem not in MASK_BY_STEM or Path(name).suffix.lower() not in SUFFIXES:
+                rejections.append(Rejection("train", person, name, NOT_A_PHOTO))
+            elif stem in file_by_stem:
+                raise UserError(
+                    f"{folder} has {file_by_stem[stem]} and {name}: a person has one {stem}; "
+                    "remove one of them"
+                )
+            else:
+                if not child_path(folder, name, str(folder)).is_file():
+                    raise UserError(f"{folder / name} is not a file: replace it with the photo")
+                file_by_stem[stem] = name
+        for stem, mask in MASK_BY_STEM.items():
+            if stem not in file_by_stem:
+                raise UserError(
+                    f"{folder} has no {stem} ({', '.join(SUFFIXES)}): add it, or remove "
+                    f"row {row} from {train / 'train.csv'}"
+                )
+            rows.append(
+                {
+                    "person": person,
+                    "photo": file_by_stem[stem],
+                    "path": (folder / file_by_stem[stem]).as_posix(),
+                    "mask": mask,
+                    "gender": gender,
+                    "age": age,
+                    "race": race,
+                }
+            )
+    known = set(people["path"])
+    rejections += [
+        Rejection("train", name, "", "no row in train.csv")
+        for name in list_visible(images)
+        if name not in known
+    ]
+    return pd.DataFrame(rows), rejections
+
+
+def list_visible(folder: Path) -> list[str]:
+    """List the names in a folder, sorted, without hidden ones (`._mask1.jpg`, `.DS_Store`)."""
+    return sorted(name for name in os.listdir(folder) if not name.startswith("."))
+
+
+def list_evaluation(evaluation: Path) -> pd.DataFrame:
+    """List the photos in info.csv, in its order: photo, path.
+
+    Raises:
+        UserError: if a photo is missing or repeated, or a path leads out of the folder.
+    """
+    table = evaluation / "info.csv"
+    names = read_text_table(table, ["ImageID"])["ImageID"]
+    for row, name in names[names.duplicated()].items():
+        raise UserError(f"{table}, row {row}: {name} is already in a row above: keep one of them")
+    paths = []
+    for row, name in names.items():
+        where = f"{table}, row {row}"
+        path = child_path(evaluation / "images", name, where)
+        if not path.is_file():
+            raise UserError(f"{where}: photo {path} is missing: add it, or remove the row")
+        paths.append(path.as_posix())
+    return pd.DataFrame({"photo": names.to_list(), "path": paths}, dtype=str)

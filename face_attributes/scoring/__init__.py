@@ -1,0 +1,1 @@
+"""Scores, their confidence intervals, and the predictions they are computed from."""

@@ -1,0 +1,1 @@
+"""Training one fold: the loop, its inputs, class imbalance, checkpoints, cached features."""

@@ -1,0 +1,35 @@
+"""Fingerprints: hashes of everything that a cached feature or a checkpoint was computed from."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from face_attributes.networks.device import Hardware
+
+LIBRARY = Path(__file__).parents[1]
+CODE = [
+    *sorted((LIBRARY / "networks").glob("*.py")),
+    *sorted((LIBRARY / "training").glob("*.py")),
+    LIBRARY / "photos/labels.py",
+    LIBRARY / "scoring/metrics.py",
+    LIBRARY.parent / "stages/train.py",
+]
+"""The source files that features and checkpoints depend on."""
+
+
+def fingerprint(facts: object, state: Mapping[str, Tensor], hardware: Hardware) -> str:
+    """Hash facts (by their `repr`), tensors, CODE and the machine: SHA-256 in hexadecimal.
+
+    The number of threads is included because it changes the order of sums, and so the rounding.
+    """
+    machine = (hardware, torch.__version__, torch.get_num_threads())
+    digest = hashlib.sha256(repr((facts, machine)).encode())
+    for name, tensor in state.items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy().data)
+    for path in CODE:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,400 @@
+"""Train one network, with early stopping and a checkpoint per epoch; keep the best epoch."""
+
+import contextlib
+import copy
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils import get_total_norm
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from face_attributes.errors import UserError
+from face_attributes.networks.build import State
+from face_attributes.networks.freezing import (
+    freeze,
+    parameter_groups,
+    parts,
+    set_train_modes,
+    trained_names,
+)
+from face_attributes.params import TrainParams
+from face_attributes.photos.labels import NUM_CLASSES
+from face_attributes.progress import progress
+from face_attributes.scoring.metrics import accuracy, confusion, macro_f1
+from face_attributes.training.augmentation import mix
+from face_attributes.training.checkpoint import Checkpoint
+from face_attributes.training.imbalance import (
+    class_counts,
+    draw_batches,
+    photo_losses,
+    steps_per_epoch,
+)
+from face_attributes.training.inputs import Inputs, plain_views
+from face_attributes.training.targets import main_class
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Training and validation data of a fold, on the network's device.
+
+    `training` and `validation` are rows of the photos (int64); `targets` are the class shares of
+    all photos, followed by the shares of years with `heads: ages` (N x 18 or more).
+    """
+
+    number: int
+    training: Tensor
+    validation: Tensor
+    targets: Tensor
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """The best epoch (from 0), inputs for its network, and a history with a row per epoch."""
+
+    inputs: Inputs
+    epoch: int
+    history: list[dict[str, float]]
+
+
+@dataclass
+class TrainingRun:
+    """Everything that changes during a run, and therefore everything a checkpoint holds.
+
+    `names` are the tensors that train at some time during the run; states hold only these.
+    """
+
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
+    scheduler: torch.optim.lr_scheduler.LRScheduler
+    generator: torch.Generator
+    micro_batch: int
+    names: list[str]
+    average: State = field(default_factory=dict)
+    last_state: State = field(default_factory=dict)
+    best_state: State = field(default_factory=dict)
+    best_loss: float = math.inf
+    best_epoch: int = -1
+    history: list[dict[str, float]] = field(default_factory=list)
+
+    def snapshot(self) -> State:
+        """Copy the network's tensors in `names`."""
+        state = self.network.state_dict()
+        return {name: state[name].clone() for name in self.names}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return tensors, numbers and strings that the run does not change afterwards."""
+        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        return {
+            "network": self.last_state,
+            "average": {name: tensor.clone() for name, tensor in self.average.items()},
+            "optimizer": copy.deepcopy(self.optimizer.state_dict()),
+            "scheduler": copy.deepcopy(self.scheduler.state_dict()),
+            "random": [self.generator.get_state(), torch.get_rng_state(), *cuda],
+            "micro_batch": self.micro_batch,
+            "best": [self.best_state, self.best_loss, self.best_epoch],
+            "history": list(self.history),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the state that `state_dict` returned."""
+        self.network.load_state_dict(state["network"], strict=False)
+        self.average = state["average"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        own, cpu, *cuda = (tensor.cpu() for tensor in state["random"])
+        self.generator.set_state(own)
+        torch.set_rng_state(cpu)
+        torch.cuda.set_rng_state_all(cuda)
+        self.micro_batch = state["micro_batch"]
+        self.best_state, self.best_loss, self.best_epoch = state["best"]
+        self.history = state["history"]
+
+
+def fit(
+    network: nn.Module,
+    fold: Fold,
+    make_inputs: Callable[[nn.Module], Inputs],
+    params: TrainParams,
+    checkpoint: Checkpoint,
+    report: Callable[[str], None],
+) -> FitResult:
+    """Train `network` in place for `epochs`, or until `patience` epochs bring no improvement.
+
+    If there is a checkpoint, resume from it and reach the same result.
+
+    Args:
+        network: already moved to the device, channels_last.
+        make_inputs: returns the inputs of the network for its current freeze point.
+        report: called with one line per epoch.
+
+    Raises:
+        UserError: if the network has no part named `params.freeze`, a loss or gradient is not
+            finite, or a single photo does not fit into the GPU's memory.
+    """
+    run = start_run(network, fold, params)
+    saved = checkpoint.load(fold.targets.device)
+    if saved is not None:
+        run.load_state_dict(saved)
+        report(f"resuming after epoch {len(run.history)}/{params.epochs}")
+
+    inputs, point = None, ""
+    for epoch in range(len(run.history), params.epochs):
+        if epoch - run.best_epoch > params.patience:
+            break
+        if inputs is None or point != freeze_point(network, params, epoch):
+            point = freeze_point(network, params, epoch)
+            freeze(network, point)
+            del inputs  # free the old features first: the new ones may need the same GPU memory
+            inputs = make_inputs(network)
+        start = time.perf_counter()
+        train_loss = train_epoch(run, inputs, fold, params)
+        run.last_state = run.snapshot()
+        with averaged_weights(run):
+            scores = evaluate(inputs, fold.validation)
+            state = run.snapshot() if run.average else run.last_state
+        check_finite({"validation loss": torch.tensor([scores["loss"]])}, run, params)
+        run.history.append(
+            {
+                "epoch": epoch,
+                "train_loss": train_loss,
+                "validation_loss": scores["loss"],
+                "validation_macro_f1": scores["macro_f1"],
+                "validation_accuracy": scores["accuracy"],
+            }
+        )
+        if scores["loss"] < run.best_loss:
+            run.best_loss, run.best_epoch, run.best_state = scores["loss"], epoch, state
+        checkpoint.save(run.state_dict())
+        report(
+            f"epoch {epoch + 1}/{params.epochs}: loss {train_loss:.3f}, validation loss "
+            f"{scores['loss']:.3f}, macro F1 {scores['macro_f1']:.3f}, "
+            f"{time.perf_counter() - start:.1f} s" + (" (best)" if run.best_epoch == epoch else "")
+        )
+    checkpoint.wait()
+    network.load_state_dict(run.best_state, strict=False)
+    if inputs is None:  # the checkpoint was that of the last epoch
+        inputs = make_inputs(network)
+    return FitResult(inputs, run.best_epoch, run.history)
+
+
+def start_run(network: nn.Module, fold: Fold, params: TrainParams) -> TrainingRun:
+    """Seed the generators, freeze the network, and make its optimizer and schedule."""
+    seed = params.seed + fold.number
+    torch.manual_seed(seed)  # dropout, stochastic depth and mixup draw from the global generator
+    freeze(network, params.freeze)
+    counts = class_counts(main_class(fold.targets[fold.training]))
+    steps = steps_per_epoch(counts, params.batch_size, params.imbalance) * params.epochs
+    optimizer = make_optimizer(network, params)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: learning_rate_factor(step, steps, params.optimizer.warmup)
+    )
+    run = TrainingRun(
+        network,
+        optimizer,
+        scheduler,
+        torch.Generator(fold.targets.device).manual_seed(seed),
+        params.batch_size,
+        trained_names(network),
+    )
+    if params.optimizer.ema:
+        run.average = {name: t for name, t in run.snapshot().items() if t.is_floating_point()}
+    return run
+
+
+def make_optimizer(network: nn.Module, params: TrainParams) -> torch.optim.Optimizer:
+    """Make AdamW, or SGD with Nesterov momentum, with a learning rate per part of the network."""
+    settings = params.optimizer
+    groups = parameter_groups(network, params.head_lr, params.backbone_lr, settings.lr_decay)
+    optimizer: torch.optim.Optimizer
+    if settings.name == "adamw":
+        optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay, fused=True)
+    else:
+        optimizer = torch.optim.SGD(
+            groups, momentum=0.9, nesterov=True, weight_decay=settings.weight_decay, fused=True
+        )
+    if all(parameter.is_cpu for parameter in network.parameters()):
+        # On a CPU, fused kernels copy tensors that are not contiguous, there and back, which takes
+        # longer than the step. A channels_last weight is contiguous as O x h x w x I.
+        optimizer.register_step_pre_hook(lambda *_: permute_weights(optimizer, (0, 2, 3, 1)))
+        optimizer.register_step_post_hook(lambda *_: permute_weights(optimizer, (0, 3, 1, 2)))
+    return optimizer
+
+
+def permute_weights(optimizer: torch.optim.Optimizer, order: tuple[int, ...]) -> None:
+    """Permute the dimensions of convolution weights and of their gradients, without a copy."""
+    for group in optimizer.param_groups:
+        for weight in group["params"]:
+            if weight.dim() == 4 and weight.grad is not None:
+                gradient, weight.grad = weight.grad, None
+                weight.data = weight.data.permute(order)
+                weight.grad = gradient.permute(order)
+
+
+def learning_rate_factor(step: int, total: int, warmup: float) -> float:
+    """Linear warm-up over the share `warmup` of the steps, then cosine decay to 0."""
+    rise = warmup * total
+    if step < rise:
+        return (step + 1) / (rise + 1)
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - rise) / max(1.0, total - rise))))
+
+
+def freeze_point(network: nn.Module, params: TrainParams, epoch: int) -> str:
+    """Last frozen part in an epoch: all but the head for `head_epochs`, then `params.freeze`."""
+    if epoch < params.optimizer.head_epochs:
+        return list(parts(network))[-1]
+    return params.freeze
+
+
+def train_epoch(run: TrainingRun, inputs: Inputs, fold: Fold, params: TrainParams) -> float:
+    """Train one epoch and return the mean loss of its steps.
+
+    Raises:
+        UserError: as `fit`.
+    """
+    set_train_modes(run.network)
+    targets = fold.targets[fold.training]
+    labels = main_class(targets)
+    counts = class_counts(labels)
+    batches = list(draw_batches(labels, params.batch_size, params.imbalance, run.generator))
+    weights = run.network.state_dict()
+    update_average = get_ema_multi_avg_fn(params.optimizer.ema)
+    losses, norms = torch.zeros(2, len(batches), device=labels.device)
+    label = f"epoch {len(run.history) + 1}/{params.epochs}: batches"
+    for step, batch in enumerate(progress(batches, len(batches), label)):
+        images = inputs.training_batch(fold.training[batch], run.generator)
+        images, shares = mix(images, targets[batch], params.augmentation.mixup)
+        losses[step] = backward_in_micro_batches(run, inputs, images, shares, counts)
+        norms[step] = get_total_norm(gradients(run.network))
+        run.optimizer.step()
+        run.scheduler.step()
+        run.optimizer.zero_grad()
+        if run.average:
+            update_average(list(run.average.values()), [weights[n] for n in run.average], 0)
+    check_finite({"loss": losses, "gradient": norms}, run, params)
+    return float(losses.mean())
+
+
+def gradients(network: nn.Module) -> list[Tensor]:
+    """List the gradients of all parameters that have one."""
+    return [p.grad for p in network.parameters() if p.grad is not None]
+
+
+def backward_in_micro_batches(
+    run: TrainingRun, inputs: Inputs, images: Tensor, targets: Tensor, counts: Tensor
+) -> Tensor:
+    """Accumulate the gradients of a batch's mean loss, in micro-batches that fit into memory.
+
+    On out-of-memory, retry at half the size and keep that size. The gradients equal those of the
+    whole batch up to rounding, except that a trainable BatchNorm normalises each micro-batch by its
+    own statistics.
+
+    Args:
+        images: from `Inputs.training_batch` (B x ...).
+        targets: shares of the classes and, with `heads: ages`, of the years (B x 18 or more).
+        counts: number of training photos per class (18).
+
+    Returns:
+        The loss over classes.
+
+    Raises:
+        UserError: if a single photo does not fit.
+    """
+    while True:
+        pieces = math.ceil(len(images) / run.micro_batch)
+        chunks = zip(images.tensor_split(pieces), targets.tensor_split(pieces), strict=True)
+        try:
+            return torch.stack(
+                [backward_micro_batch(inputs, *chunk, counts, len(images)) for chunk in chunks]
+            ).sum()
+        except torch.OutOfMemoryError:
+            run.network.zero_grad()
+        # After the except block, because its traceback keeps the failed graph alive.
+        if run.micro_batch == 1:
+            raise UserError(
+                "the GPU's memory does not hold a single photo: lower crop.side, choose a smaller "
+                "weights.model or set train.device: cpu"
+            )
+        run.micro_batch = max(1, min(run.micro_batch, len(images)) // 2)
+        print(f"out of memory: continuing with micro-batches of {run.micro_batch}", flush=True)
+        torch.cuda.empty_cache()
+
+
+def backward_micro_batch(
+    inputs: Inputs, images: Tensor, targets: Tensor, counts: Tensor, batch_size: int
+) -> Tensor:
+    """Accumulate the gradients of a micro-batch; return its share of the batch's mean loss.
+
+    With `heads: ages` the cross entropy over years is added for the gradient only, so that the
+    returned loss stays comparable with validation.
+    """
+    params = inputs.params
+    logits, year_logits = inputs.forward(images).tensor_split([NUM_CLASSES], dim=1)
+    shares, year_shares = targets.tensor_split([NUM_CLASSES], dim=1)
+    smoothing = params.targets.label_smoothing
+    losses = photo_losses(logits, shares, counts, params.imbalance, smoothing)
+    loss = losses.sum() / batch_size
+    year_loss = -(year_shares * year_logits.log_softmax(dim=1)).sum() / batch_size
+    (loss + year_loss).backward()
+    return loss.detach()
+
+
+@contextlib.contextmanager
+def averaged_weights(run: TrainingRun) -> Iterator[None]:
+    """Load the moving average of the weights, if there is one, for the duration of the block."""
+    if run.average:
+        run.network.load_state_dict(run.average, strict=False)
+    yield
+    if run.average:
+        run.network.load_state_dict(run.last_state, strict=False)
+
+
+def evaluate(inputs: Inputs, rows: Tensor) -> dict[str, float]:
+    """Predict photos from their plain views, and score the predictions."""
+    predicted = inputs.predict(rows, plain_views(inputs.params))
+    return score(predicted, inputs.photos.labels[rows].cpu())
+
+
+def score(log_probabilities: Tensor, labels: Tensor) -> dict[str, float]:
+    """Compute loss (cross entropy without smoothing), macro F1 and accuracy.
+
+    Args:
+        log_probabilities: N x 18, on the CPU.
+        labels: N, int64, on the CPU.
+    """
+    counts = confusion(labels, log_probabilities.argmax(dim=1))
+    return {
+        "loss": functional.nll_loss(log_probabilities, labels).item(),
+        "macro_f1": float(macro_f1(counts)),
+        "accuracy": float(accuracy(counts)),
+    }
+
+
+def check_finite(figures: dict[str, Tensor], run: TrainingRun, params: TrainParams) -> None:
+    """Stop a diverged run; called once per epoch, because each check stalls a GPU.
+
+    Args:
+        figures: losses and gradient norms of the last steps of this run.
+
+    Raises:
+        UserError: naming the step, the learning rates, and what to try.
+    """
+    steps: int = run.scheduler.last_epoch  # steps, not epochs: the schedule is stepped per batch
+    problems = [
+        (steps - len(values) + index + 1, name, value)
+        for name, values in figures.items()
+        for index, value in enumerate(values.tolist())
+        if not math.isfinite(value)
+    ]
+    if problems:
+        step, name, value = min(problems, key=lambda problem: problem[0])
+        raise UserError(
+            f"the {name} is {value} at step {step}, with train.head_lr {params.head_lr:g} and "
+            f"train.backbone_lr {params.backbone_lr:g}: try a tenth of them, a longer "
+            "train.optimizer.warmup, or train.precision: fp32"
+        )

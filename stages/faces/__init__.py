@@ -1,1 +1,0 @@
-"""Finding a face, the box around it, and drawing faces for the embedded sample."""

@@ -1,1 +1,0 @@
-"""The network: building, weights, freezing, augmentation, the training loop."""

@@ -1,1 +1,0 @@
-"""The pages: templates, and what fills them."""

@@ -1,1 +1,0 @@
-"""Scores, their intervals, and the predictions that they come from."""

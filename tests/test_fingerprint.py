@@ -1,0 +1,30 @@
+"""Fingerprints change with everything that results depend on."""
+
+import torch
+
+from face_attributes.networks.device import Hardware
+from face_attributes.training.fingerprint import CODE, LIBRARY, fingerprint
+from tests.small import CPU
+
+STATE = {"weight": torch.arange(4.0)}
+
+
+def test_fingerprint_changes_with_facts_tensors_and_machine() -> None:
+    first = fingerprint(("a", 1), STATE, CPU)
+    assert first == fingerprint(("a", 1), {"weight": torch.arange(4.0)}, CPU)
+    others = {
+        fingerprint(("a", 2), STATE, CPU),
+        fingerprint(("a", 1), {"bias": torch.arange(4.0)}, CPU),
+        fingerprint(("a", 1), {"weight": torch.arange(4.0).view(2, 2)}, CPU),
+        fingerprint(("a", 1), {"weight": torch.arange(4.0) + 1}, CPU),
+        fingerprint(("a", 1), STATE, Hardware(CPU.device, torch.bfloat16)),
+    }
+    torch.set_num_threads(torch.get_num_threads() + 1)
+    others.add(fingerprint(("a", 1), STATE, CPU))
+    assert len(others - {first}) == 6
+
+
+def test_code_of_networks_and_training_is_included() -> None:
+    for name in ("networks/build.py", "training/loop.py", "photos/labels.py"):
+        assert LIBRARY / name in CODE
+    assert all(path.is_file() for path in CODE)

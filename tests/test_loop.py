@@ -1,0 +1,408 @@
+"""The training loop: seeded, stopped early, resumed, restarted smaller when memory runs out."""
+
+import copy
+import dataclasses
+import math
+import weakref
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from face_attributes.errors import UserError
+from face_attributes.networks.build import AgesHead, build
+from face_attributes.networks.views import normalise
+from face_attributes.params import TrainParams
+from face_attributes.photos.labels import NUM_CLASSES, NUM_YEARS
+from face_attributes.training import loop
+from face_attributes.training.checkpoint import Checkpoint
+from face_attributes.training.feature_store import FeatureStore
+from face_attributes.training.inputs import Inputs, prepare_inputs
+from face_attributes.training.loop import FitResult, Fold, make_optimizer
+from tests.small import CPU, graded_photos, seeded, tiny_network, train_params
+
+TRAINING, HELD_OUT = torch.arange(24), torch.arange(24, 36)
+FAST_LEARNING = {"head_lr": 0.05, "backbone_lr": 0.05, "augmentation.brightness": 0.0}
+
+
+@pytest.fixture(autouse=True)
+def work_in_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def quick(**changes: Any) -> TrainParams:
+    return train_params(**{"epochs": 2, "batch_size": 8, **changes})
+
+
+def fit(
+    network: nn.Module,
+    params: TrainParams,
+    number: int = 0,
+    change_inputs: Callable[[Inputs], Inputs] = lambda inputs: inputs,
+    years: Tensor | None = None,
+) -> tuple[FitResult, list[str]]:
+    """Fit a fold in the working folder, and delete its checkpoint; returns the reported lines."""
+    photos = graded_photos(16 if isinstance(network, nn.Sequential) else 32)
+    targets = functional.one_hot(photos.labels, NUM_CLASSES).float()
+    if years is not None:
+        targets = torch.cat([targets, years], dim=1)
+    make_inputs = partial(
+        prepare_inputs,
+        photos=photos,
+        params=params,
+        hardware=CPU,
+        store=FeatureStore(Path("features"), 10**8),
+    )
+    checkpoint, lines = Checkpoint(Path("fold0.checkpoint"), f"{params}{number}"), list[str]()
+    result = loop.fit(
+        network,
+        Fold(number, TRAINING, HELD_OUT, targets),
+        lambda network: change_inputs(make_inputs(network)),
+        params,
+        checkpoint,
+        lines.append,
+    )
+    checkpoint.delete()
+    return result, lines
+
+
+def copy_state(network: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in network.state_dict().items()}
+
+
+def changed_parts(before: dict[str, Tensor], network: nn.Module) -> set[str]:
+    """Parts of a ResNet in which a tensor differs."""
+    after = network.state_dict()
+    return {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+
+
+def assert_close(first: nn.Module, second: nn.Module, atol: float = 0.0) -> None:
+    torch.testing.assert_close(first.state_dict(), second.state_dict(), atol=atol, rtol=0)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_learns_brightness(optimizer: str) -> None:
+    params = quick(epochs=20, patience=20, **FAST_LEARNING, **{"optimizer.name": optimizer})
+    result, lines = fit(tiny_network(), params)
+    assert loop.evaluate(result.inputs, HELD_OUT)["accuracy"] == 1
+    assert result.history[-1]["train_loss"] < result.history[0]["train_loss"]
+    assert len(lines) == len(result.history)
+
+
+def test_ages_head_learns_years_and_predicts_classes() -> None:
+    """Ages of 20, 45 and 70 years, which are the groups 0, 1 and 2: the brighter, the older."""
+    network = tiny_network()
+    network[5] = AgesHead(8, (30, 60))  # type: ignore[operator]
+    ages = 20 + 25 * graded_photos().labels
+    params = quick(
+        epochs=20,
+        patience=20,
+        heads="ages",
+        **FAST_LEARNING,
+        **{"targets.label_smoothing": 0.0},
+    )
+    result, _ = fit(network, params, years=functional.one_hot(ages, NUM_YEARS).float())
+    assert loop.evaluate(result.inputs, HELD_OUT)["accuracy"] == 1
+    assert result.history[0]["train_loss"] < 4, "the loss over classes alone, as in validation"
+    with torch.inference_mode():
+        logits = network.train()(normalise(graded_photos().pixels[HELD_OUT]))
+    assert logits[:, NUM_CLASSES:].argmax(dim=1).tolist() == ages[HELD_OUT].tolist()
+
+
+def test_training_with_mixup_and_ages_targets() -> None:
+    """Mixup mixes the shares of classes and years alike."""
+    network = tiny_network()
+    network[5] = AgesHead(8, (30, 60))  # type: ignore[operator]
+    years = functional.one_hot(20 + 25 * graded_photos().labels, NUM_YEARS).float()
+    params = quick(heads="ages", **{"augmentation.mixup": 0.2})
+    assert math.isfinite(fit(network, params, years=years)[0].history[-1]["train_loss"])
+
+
+def test_same_fold_gives_same_weights_and_another_fold_different_ones() -> None:
+    params = quick(
+        **{
+            "imbalance.sampler": "balanced",
+            "augmentation.mixup": 0.4,
+            "augmentation.rotation": 9.0,
+            "optimizer.ema": 0.9,
+        }
+    )
+    first, again, other = (tiny_network() for _ in range(3))
+    for network, number in ((first, 1), (again, 1), (other, 2)):
+        fit(network, params, number)
+    assert_close(first, again)
+    assert not torch.equal(first.state_dict()["0.weight"], other.state_dict()["0.weight"])
+
+
+def test_stops_after_patience_epochs_and_keeps_the_best() -> None:
+    """With learning rates of 0 only BatchNorm's statistics change, and soon settle."""
+    result, _ = fit(tiny_network(), quick(head_lr=0.0, backbone_lr=0.0, epochs=30, patience=2))
+    losses = [row["validation_loss"] for row in result.history]
+    assert len(losses) == result.epoch + 1 + 2 < 30
+    assert losses[result.epoch] == min(losses)
+    assert loop.evaluate(result.inputs, HELD_OUT)["loss"] == pytest.approx(min(losses))
+
+
+@pytest.mark.parametrize("cached_views", [0, 2])
+def test_frozen_parts_keep_weights_and_statistics(cached_views: int) -> None:
+    network = build("resnet18", 32)
+    before = copy_state(network)
+    fit(network, quick(epochs=1, batch_size=24, freeze="layer2", cached_views=cached_views))
+    assert changed_parts(before, network) == {"layer3", "layer4", "fc"}
+
+
+def test_head_trains_first_and_the_best_epoch_is_restored_whole() -> None:
+    """The high rate makes the second epoch worse: its changes to the backbone are undone."""
+    network = build("resnet18", 32)
+    before, changed = copy_state(network), list[set[str]]()
+
+    def record_changes(inputs: Inputs) -> Inputs:
+        changed.append(changed_parts(before, network))
+        return inputs
+
+    params = quick(
+        batch_size=24, head_lr=1e-4, backbone_lr=1.0,
+        **{"optimizer.head_epochs": 1, "optimizer.ema": 0.0},
+    )  # fmt: skip
+    result, _ = fit(network, params, change_inputs=record_changes)
+    assert changed == [set(), {"fc"}], "inputs are made before each phase"
+    assert len(result.history) == 2
+    assert result.epoch == 0
+    assert changed_parts(before, network) == {"fc"}
+    loss = loop.evaluate(result.inputs, HELD_OUT)["loss"]
+    assert loss == pytest.approx(result.history[0]["validation_loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "torch_optimizer"),
+    [
+        ("adamw", partial(torch.optim.AdamW, weight_decay=0.01)),
+        ("sgd", partial(torch.optim.SGD, momentum=0.9, nesterov=True, weight_decay=0.01)),
+    ],
+)
+def test_steps_over_channels_last_weights_equal_torchs(
+    name: str, torch_optimizer: Callable[..., torch.optim.Optimizer]
+) -> None:
+    """With kernels of several shapes, and a part that is frozen at first."""
+    plain = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, (3, 1), groups=8), nn.Conv2d(8, 16, 1), nn.Flatten(1),
+        nn.Linear(16 * 4 * 6, 2),
+    )  # fmt: skip
+    network = copy.deepcopy(plain).to(memory_format=torch.channels_last)
+    params = quick(**{"optimizer.name": name, "head_lr": 0.1, "backbone_lr": 0.1})
+    optimizer, expected = make_optimizer(network, params), torch_optimizer(plain.parameters(), 0.1)
+    for step in range(4):
+        images = torch.randn(4, 3, 8, 8, generator=seeded(step))
+        for model, stepper in ((plain, expected), (network, optimizer)):
+            model[0].requires_grad_(step > 1)
+            model(images).square().mean().backward()
+            stepper.step()
+            stepper.zero_grad()
+        for key, tensor in plain.state_dict().items():
+            torch.testing.assert_close(network.state_dict()[key], tensor, atol=1e-5, rtol=1e-4)
+    assert network[0].weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_moving_average_of_weights_is_kept() -> None:
+    """After one step: the decay times the weights before, plus the rest of those after."""
+    initial, plain, average = tiny_network(), tiny_network(), tiny_network()
+    one_step = {"epochs": 1, "batch_size": 24, "backbone_lr": 0.1, "optimizer.warmup": 0.0}
+    fit(plain, quick(**one_step, **{"optimizer.ema": 0.0}))
+    fit(average, quick(**one_step, **{"optimizer.ema": 0.75}))
+    for name in ("0.weight", "1.running_mean", "5.bias"):
+        before, after = initial.state_dict()[name], plain.state_dict()[name]
+        torch.testing.assert_close(average.state_dict()[name], 0.75 * before + 0.25 * after)
+
+
+@pytest.mark.parametrize(
+    ("name", "optimizer", "facts"),
+    [
+        ("adamw", torch.optim.AdamW, {"weight_decay": 0.3}),
+        ("sgd", torch.optim.SGD, {"weight_decay": 0.3, "momentum": 0.9, "nesterov": True}),
+    ],
+)
+def test_optimizer_has_rates_per_part(
+    name: str, optimizer: type[torch.optim.Optimizer], facts: dict[str, object]
+) -> None:
+    params = quick(
+        head_lr=0.1, backbone_lr=0.01,
+        **{"optimizer.name": name, "optimizer.weight_decay": 0.3, "optimizer.lr_decay": 0.5},
+    )  # fmt: skip
+    made = loop.make_optimizer(tiny_network(), params)
+    assert isinstance(made, optimizer)
+    assert [group["lr"] for group in made.param_groups] == [0.01, 0.1]
+    for group in made.param_groups:
+        assert {key: group[key] for key in facts} == facts
+
+
+class FailingBackward(torch.autograd.Function):
+    """The identity, whose backward pass runs out of memory."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor) -> Tensor:
+        ctx.save_for_backward(logits)
+        return logits.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+class SmallMemory(nn.Module):
+    """Runs out of memory if `fails(call, photos)`, in the forward or the backward pass.
+
+    `failed` holds weak references to the logits of failed graphs, which must not outlive the try.
+    """
+
+    def __init__(
+        self, network: nn.Module, fails: Callable[[int, int], bool], in_backward: bool
+    ) -> None:
+        super().__init__()
+        self.network, self.fails, self.in_backward = network, fails, in_backward
+        self.calls, self.failed = 0, list[weakref.ref[Tensor]]()
+
+    def forward(self, batch: Tensor) -> Tensor:
+        self.check_that_failed_graphs_are_freed()
+        logits: Tensor = self.network(batch)
+        self.calls += 1
+        if self.training and self.fails(self.calls, len(batch)):
+            self.failed.append(weakref.ref(logits))
+            if not self.in_backward:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return FailingBackward.apply(logits)  # type: ignore[no-any-return]
+        return logits
+
+    def check_that_failed_graphs_are_freed(self) -> None:
+        assert all(reference() is None for reference in self.failed)
+
+
+def limit_memory(limit: int, in_backward: bool, inputs: Inputs) -> Inputs:
+    rest = SmallMemory(inputs.rest, lambda _, photos: photos > limit, in_backward)
+    return dataclasses.replace(inputs, rest=rest.train())
+
+
+@pytest.mark.parametrize(
+    ("limit", "in_backward", "failures"),
+    [(8, False, 0), (3, False, 2), (1, False, 3), (3, True, 2)],
+)
+def test_out_of_memory_halves_the_micro_batch_but_not_the_result(
+    capsys: pytest.CaptureFixture[str], limit: int, in_backward: bool, failures: int
+) -> None:
+    params = quick(freeze="0")  # a trainable BatchNorm would use the statistics of micro-batches
+    enough, tight = tiny_network(), tiny_network()
+    expected, _ = fit(enough, params)
+    result, _ = fit(tight, params, change_inputs=partial(limit_memory, limit, in_backward))
+    printed = capsys.readouterr().out
+    assert printed.count("out of memory: continuing with micro-batches") == failures, "kept"
+    assert_close(enough, tight, atol=1e-4)
+    assert result.epoch == expected.epoch
+
+
+@pytest.mark.parametrize("in_backward", [False, True])
+def test_failed_try_leaves_no_gradients_and_no_graph(
+    monkeypatch: pytest.MonkeyPatch, in_backward: bool
+) -> None:
+    """The second of three micro-batches fails after the first has added its gradients.
+
+    A graph must be freed before `empty_cache`, which returns only unused memory to the GPU.
+    """
+    photos, params = graded_photos(), quick(freeze="0")
+    targets = functional.one_hot(photos.labels, NUM_CLASSES).float()
+    gradients = []
+    for failing_call in (2, 0):
+        network = tiny_network()
+        run = loop.start_run(network, Fold(0, TRAINING, HELD_OUT, targets), params)
+        run.micro_batch = 3
+        inputs = prepare_inputs(network, photos, params, CPU, FeatureStore(Path("features"), 0))
+        memory = SmallMemory(inputs.rest, lambda call, _: call == failing_call, in_backward)  # noqa: B023
+        monkeypatch.setattr(torch.cuda, "empty_cache", memory.check_that_failed_graphs_are_freed)
+        inputs = dataclasses.replace(inputs, rest=memory.train())
+        counts = torch.ones(NUM_CLASSES).long()
+        loop.backward_in_micro_batches(
+            run, inputs, normalise(photos.pixels[:9]), targets[:9], counts
+        )
+        gradients.append(network.get_parameter("5.weight").grad)
+        assert run.micro_batch == (1 if failing_call else 3)
+    torch.testing.assert_close(*gradients)
+
+
+def test_single_photo_that_does_not_fit_is_one_line() -> None:
+    with pytest.raises(UserError, match=r"does not hold a single photo: lower crop\.side"):
+        fit(tiny_network(), quick(), change_inputs=partial(limit_memory, 0, False))
+
+
+@pytest.mark.parametrize("epoch", [1, 3])
+def test_interrupted_run_resumes_to_the_same_weights(epoch: int) -> None:
+    """Killed in the phase of the head, and in the last epoch before early stopping can act."""
+    params = quick(
+        epochs=4,
+        patience=1,
+        **{
+            "optimizer.head_epochs": 2,
+            "optimizer.ema": 0.9,
+            "augmentation.mixup": 0.4,
+            "augmentation.rotation": 9.0,
+        },
+    )
+    whole, killed, resumed = tiny_network(), tiny_network(), tiny_network()
+    expected, _ = fit(whole, params)
+
+    class KilledError(Exception):
+        pass
+
+    save = Checkpoint.save
+
+    def save_and_die(checkpoint: Checkpoint, content: dict[str, Any]) -> None:
+        save(checkpoint, content)
+        checkpoint.wait()
+        if len(content["history"]) == epoch:
+            raise KilledError
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KilledError):
+        patch.setattr(Checkpoint, "save", save_and_die)
+        fit(killed, params)
+    result, lines = fit(resumed, params)
+    assert lines[0] == f"resuming after epoch {epoch}/4"
+    assert result.history == expected.history
+    assert_close(whole, resumed)
+
+
+def test_infinite_loss_stops_the_run_and_names_the_step() -> None:
+    params = quick(
+        head_lr=1e30, backbone_lr=1e30, **{"optimizer.name": "sgd", "optimizer.warmup": 0.0}
+    )
+    with pytest.raises(UserError, match=r"loss is (nan|inf) at step \d+.*try a tenth"):
+        fit(tiny_network(), params)
+
+
+def test_infinite_gradient_stops_the_run_and_names_the_step() -> None:
+    """A finite loss can have a gradient that is not: the square root at 0."""
+
+    class SquareRootAtZero(nn.Module):
+        def __init__(self, network: nn.Module) -> None:
+            super().__init__()
+            self.network = network
+
+        def forward(self, batch: Tensor) -> Tensor:
+            logits: Tensor = self.network(batch)
+            return logits + (logits * 0).sqrt()
+
+    def change(inputs: Inputs) -> Inputs:
+        return dataclasses.replace(inputs, rest=SquareRootAtZero(inputs.rest))
+
+    with pytest.raises(UserError, match=r"gradient is nan at step 1, with train.head_lr"):
+        fit(tiny_network(), quick(), change_inputs=change)
+
+
+def test_learning_rate_rises_and_falls() -> None:
+    rates = [loop.learning_rate_factor(step, 100, 0.1) for step in range(101)]
+    assert rates.index(max(rates)) == 10
+    assert rates[10] == pytest.approx(1)
+    assert rates[:11] == sorted(rates[:11])
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[100] == pytest.approx(0)

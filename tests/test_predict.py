@@ -1,0 +1,55 @@
+"""Predictions for the evaluation photos by the networks of all folds."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from face_attributes.networks.build import build
+from face_attributes.networks.recipe import make_recipe
+from face_attributes.networks.views import normalise
+from face_attributes.networks.weight_files import write_weights
+from face_attributes.params import read_params
+from face_attributes.photos.packed import write_packed
+from face_attributes.photos.tables import PROBABILITIES
+from stages import predict
+from tests.conftest import Change, Run
+
+SIDE = 32
+
+
+def test_predictions_are_the_mean_over_the_folds_in_the_order_of_info(
+    run: Run, change: Change
+) -> None:
+    values = {
+        "folds.index": [0, 1], "crop.side": SIDE, "weights.model": "resnet18",
+        "train.precision": "fp32", "train.heads": "joint", "train.prediction.flip": False,
+        "train.prediction.zoom": 0.0, "predict.tau": 0.0,
+    }  # fmt: skip
+    for key, value in values.items():
+        change(key, value)
+    recipe = make_recipe(read_params(), None)
+    networks = [build("resnet18", SIDE, "joint", seed=fold) for fold in range(2)]
+    for fold, network in enumerate(networks):
+        path = Path(f"data/train/fold{fold}/network.safetensors")
+        write_weights(path, network.state_dict(), recipe)
+    crops = np.random.default_rng(0).integers(0, 256, (2, SIDE, SIDE, 3), dtype=np.uint8)
+    write_packed(Path("evaluation.npy"), crops, 2, SIDE)
+    rows = "photo,path,rejected\nz.jpg,z,\nbroken.jpg,b,truncated\na.jpg,a,\n"
+    Path("evaluation.csv").write_text(rows)
+    Path("folds.csv").write_text("person,photo,label,fold\np,x,7,0\np,y,7,1\nq,z,3,1\n")
+    inputs = ["data/train", "evaluation.npy", "evaluation.csv", "folds.csv"]
+    run(predict.main, *inputs, "probabilities.csv", "submission.csv")
+
+    with torch.inference_mode():
+        images = normalise(torch.from_numpy(crops))
+        expected = sum(network.eval()(images).softmax(1) for network in networks) / 2
+    probabilities = pd.read_csv("probabilities.csv")[PROBABILITIES].to_numpy()
+    assert probabilities[[0, 2]] == pytest.approx(expected.numpy(), abs=1e-4)
+    submission = pd.read_csv("submission.csv")
+    assert list(submission) == ["ImageID", "ans"]
+    assert submission["ImageID"].to_list() == ["z.jpg", "broken.jpg", "a.jpg"]
+    first, second = expected.argmax(1).tolist()
+    assert submission["ans"].to_list() == [first, 7, second], "broken: the most common class"

@@ -1,0 +1,33 @@
+"""Show: the scores of the last run on the terminal."""
+
+from pathlib import Path
+
+import pytest
+
+from commands import show
+from face_attributes.files import write_json
+from face_attributes.scoring.metrics import SCORES
+from tests.conftest import Run
+
+
+@pytest.mark.parametrize("evaluation", [{}, dict.fromkeys(SCORES, 0.75)])
+def test_scores_are_shown_with_and_without_evaluation_photos(
+    run: Run, evaluation: dict[str, float]
+) -> None:
+    interval = {"low": 0.25, "high": 0.5}
+    metrics = {
+        **dict.fromkeys(SCORES, 0.375),
+        "interval_95": dict.fromkeys(SCORES, interval),
+        "evaluation": evaluation,
+        "folds": {"macro_f1_mean": 0.3, "macro_f1_std": 0.1},
+        "train": {"macro_f1": 0.9},
+    }
+    write_json(Path("metrics.json"), metrics)
+    output = run(show.main).output
+    assert output.count("0.375") == output.count("0.250 to 0.500") == len(SCORES)
+    assert output.count("0.750") == len(evaluation)
+    assert "data/submission.csv" in output
+
+
+def test_missing_scores_are_an_error_that_names_the_remedy(run: Run) -> None:
+    assert "metrics.json is missing: `dvc repro` makes it" in run(show.main, code=1).output

@@ -1,0 +1,129 @@
+"""Sweeps: a grid of DVC experiments that survives failures and kills, ranked at the end."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from PIL import Image
+
+from commands.sweep import make_grid
+from face_attributes.errors import UserError
+from tests.project import ENVIRONMENT, PEOPLE, Project
+
+
+def test_a_grid_has_an_experiment_for_each_combination_of_values() -> None:
+    grid = make_grid(["train.freeze=none,layer3", "train.seed=0,1", "predict.tau=auto"])
+    assert list(grid) == [
+        "freeze-none_seed-0_predict.tau-auto",
+        "freeze-none_seed-1_predict.tau-auto",
+        "freeze-layer3_seed-0_predict.tau-auto",
+        "freeze-layer3_seed-1_predict.tau-auto",
+    ]
+    assert grid["freeze-layer3_seed-1_predict.tau-auto"] == [
+        "train.freeze=layer3",
+        "train.seed=1",
+        "predict.tau=auto",
+    ]
+
+
+def test_values_may_be_lists_and_paths_and_a_repeated_value_counts_once() -> None:
+    grid = make_grid(["labels.age_edges=[30,60],[30,58]", "train.seed=1,1"])
+    assert list(grid) == ["labels.age_edges-30-60_seed-1", "labels.age_edges-30-58_seed-1"]
+    assert list(make_grid(["weights.source=data/pretrained/a.pth,none"])) == [
+        "weights.source-data-pretrained-a.pth",
+        "weights.source-none",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train.freeze"], "'train.freeze': write KEY=VALUE,VALUE"),
+        (["train.seed=[0,1"], "write KEY=VALUE,VALUE"),
+        (["train.seed=0", "train.seed=1"], "train.seed occurs twice"),
+        (["weights.source=a/b,a-b"], "two experiments would have the name weights.source-a-b"),
+    ],
+)
+def test_an_argument_that_is_no_list_of_values_is_one_line(
+    arguments: list[str], message: str
+) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        make_grid(arguments)
+
+
+@pytest.mark.slow
+def test_a_sweep_continues_after_a_kill_and_past_a_failure(project: Project) -> None:
+    """A tau of 99 is not allowed; the others need no training, which DVC has the results of."""
+    sweep = ["commands.sweep", "predict.tau=0.5,99.0,1.0"]
+    with subprocess.Popen(
+        [sys.executable, "-m", *sweep], cwd=project.folder, env=ENVIRONMENT, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        next(line for line in process.stdout if line == "predict.tau-0.5: done\n")
+        os.killpg(process.pid, signal.SIGKILL)
+
+    output = project.python(*sweep, code=1)
+    assert "predict.tau-0.5: done before" in output
+    assert "predict.tau-1.0: done\n" in output
+    assert "predict.tau-99.0: failed; the end of" in output
+    assert "predict.tau: write auto or a number from 0 to 10 (is 99.0)" in output
+    assert output.endswith("error: failed, and not in the table: predict.tau-99.0\n")
+    table = pd.read_csv(project.folder / "sweep/sweep.csv")
+    assert sorted(table["run"]) == ["predict.tau-0.5", "predict.tau-1.0"]
+    assert table["seconds"].isna().all()
+    assert project.run("git", "status", "--porcelain") == ""
+
+
+@pytest.mark.slow
+def test_experiments_of_a_sweep_are_ranked_and_drawn_and_known_to_dvc(project: Project) -> None:
+    output = project.python("commands.sweep", "train.freeze=none,layer4", "--jobs", "2")
+    assert "freeze-layer4: done" in output
+    table = pd.read_csv(project.folder / "sweep/sweep.csv").set_index("run")
+    assert set(table.index) == {"freeze-none", "freeze-layer4"}
+    assert (table["low"] <= table["macro_f1"]).all()
+    assert table.loc["freeze-none", "difference"] == 0
+    assert table.loc["freeze-none", "verdict"] == "the first"
+    assert table.loc["freeze-layer4", "seconds"] > 0
+    with Image.open(project.folder / "sweep/sweep.png") as picture:
+        assert picture.width > 200
+    assert "freeze-layer4" in (project.folder / "sweep/sweep.html").read_text()
+
+    shown = project.run("dvc", "exp", "show", "--csv")
+    assert "freeze-layer4" in shown
+    compared = project.python("commands.compare", "HEAD", "freeze-layer4")
+    assert f"{PEOPLE * 7} photos of {PEOPLE} people" in compared
+    before = project.metrics()["macro_f1"]
+    project.run("dvc", "exp", "apply", "freeze-layer4")
+    assert project.metrics()["macro_f1"] == pytest.approx(
+        table.loc["freeze-layer4", "macro_f1"], abs=1e-5
+    )
+    assert project.metrics()["macro_f1"] != before
+    assert "macro_f1" in project.run("dvc", "metrics", "diff", "--targets", "metrics.json")
+    project.restore()
+
+
+@pytest.mark.slow
+def test_an_experiment_in_a_copy_uses_tracked_photos_and_weights(project: Project) -> None:
+    """As in a queue and a sweep: the copy has what git and DVC track."""
+    data, weights = project.folder / "data", "data/pretrained/own.safetensors"
+    shutil.copytree(data / "sample", data / "raw")
+    shutil.copy(data / "train/fold0/network.safetensors", project.folder / weights)
+    project.run("dvc", "add", "-q", "data/raw", weights)
+    project.run("git", "add", "--all")
+    project.run("git", "commit", "-qm", "own photos and weights")
+    own = ("data.train=data/raw/train", "data.eval=data/raw/eval", f"weights.source={weights}")
+    settings = [word for value in own for word in ("-S", value)]
+    output = project.run("dvc", "exp", "run", "--temp", "-n", "own", *settings, "folds", "weights")
+    assert f"weights: resnet18 from {weights}" in output
+    assert "own" in project.run("dvc", "exp", "list", "--name-only").split()
+    project.run("git", "reset", "-q", "--hard", "HEAD~1")
+    shutil.rmtree(data / "raw")
+    Path(project.folder / weights).unlink()
+    project.run("dvc", "checkout", "-q")
