@@ -12,8 +12,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from commands.sweep import make_grid
+from commands.sweep import make_grid, uncommitted_state
 from face_attributes.errors import UserError
+from tests.conftest import git, start_repository
 from tests.project import ENVIRONMENT, PEOPLE, Project
 
 
@@ -55,6 +56,24 @@ def test_an_argument_that_is_no_list_of_values_is_one_line(
 ) -> None:
     with pytest.raises(UserError, match=re.escape(message)):
         make_grid(arguments)
+
+
+def test_uncommitted_changes_of_the_pipeline_alone_name_experiments_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    start_repository()
+    for name in ("params.yaml", "README.md"):
+        Path(name).write_text("first\n")
+    git("add", "-A")
+    git("commit", "-qm", "first")
+    assert uncommitted_state() == ""
+    Path("README.md").write_text("second\n")
+    assert uncommitted_state() == ""
+    Path("params.yaml").write_text("second\n")
+    second = uncommitted_state()
+    Path("params.yaml").write_text("third\n")
+    assert "" != second != uncommitted_state()
 
 
 @pytest.mark.slow
