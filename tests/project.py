@@ -22,6 +22,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "sample": {"people": PEOPLE, "evaluation_people": 3},
     "crop": {"side": 32},
     "folds": {"index": [0, 1]},
+    "weights": {"source": "none"},
     "train": {"epochs": 1, "prediction": {"flip": True, "zoom": 0.1}},
     "aggregate": {"bootstrap": 100},
 }

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -10,8 +11,10 @@ from torch import Tensor
 from typer.testing import Result
 
 from face_attributes.networks.build import State, build
+from face_attributes.params import read_params
 from stages import weights
 from tests.conftest import Change, Run
+from tests.small import PARAMS
 
 MODEL = "mobilenet_v2"
 FIRST = "features.0.0.weight"
@@ -53,6 +56,34 @@ def test_random_weights_depend_on_the_seed(run_weights: Run, change: Change) -> 
     change("weights.seed", 1)
     run_weights("none")
     assert Path("out/initial.safetensors").read_bytes() != first
+
+
+def test_drawn_faces_pretrain_everything_but_the_head(
+    run_weights: Run, change: Change, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weights, "DRAWN_FACES", 64)
+    change("train.precision", "fp32")
+    run_weights("none")
+    random = read_initial()
+    assert "pretrained on 64 drawn faces" in run_weights("drawn").output
+    first = read_initial()
+    assert first.keys() == random.keys()
+    same = {name for name in first if torch.equal(first[name], random[name])}
+    assert same == {"classifier.1.weight", "classifier.1.bias"}
+    run_weights("drawn")
+    assert all(torch.equal(first[name], tensor) for name, tensor in read_initial().items())
+
+
+def test_no_drawn_person_is_in_the_sample() -> None:
+    """Their random numbers differ from those of the sample's people and of their photos."""
+    seeds = [[0, number, weights.STREAM] for number in range(50)]
+    seeds += [[0, number] for number in range(50)]
+    seeds += [[0, number, photo] for number in range(50) for photo in range(1, 7)]
+    assert len({np.random.default_rng(seed).random() for seed in seeds}) == len(seeds)
+    crops = {
+        weights.draw_face(number, 0, read_params(PARAMS).crop)[0].tobytes() for number in (0, 1)
+    }
+    assert len(crops) == 2
 
 
 @pytest.mark.parametrize(

@@ -159,12 +159,37 @@ def random_circumstances(mask: str, rng: np.random.Generator) -> Circumstances:
     )
 
 
+def visible_attributes(traits: Traits, circumstances: Circumstances) -> list[bool]:
+    """Simple facts that a photo shows, to pretrain on; none of them is one of the 18 classes."""
+    masked = circumstances.mask != "not_worn"
+    return [
+        traits.glasses,
+        traits.earrings,
+        traits.hair_length > 0.4,
+        traits.hairline > 0.3,
+        traits.brow > 0.08,
+        traits.beard > 0.25,
+        traits.wrinkles > 0.5,
+        traits.flush > 0.5,
+        sum(traits.skin) > 3 * 150,  # fair
+        sum(traits.hair) > 3 * 110,
+        circumstances.smile > 0.05,
+        masked,
+        not masked or circumstances.mask_top > 0.9,  # the mouth is visible
+    ]
+
+
 def draw_portrait(
-    traits: Traits, circumstances: Circumstances, rng: np.random.Generator
+    traits: Traits, circumstances: Circumstances, rng: np.random.Generator, reduction: int = 1
 ) -> Image.Image:
-    """Draw a photo of a person: RGB, 384 x 512."""
-    image = Image.new("RGB", (WIDTH * SUPERSAMPLING, HEIGHT * SUPERSAMPLING), traits.wall)
-    brush = Brush(image, circumstances)
+    """Draw a photo of a person: RGB, 384 x 512.
+
+    Args:
+        reduction: divides width and height, to draw small photos faster.
+    """
+    size = (WIDTH * SUPERSAMPLING // reduction, HEIGHT * SUPERSAMPLING // reduction)
+    image = Image.new("RGB", size, traits.wall)
+    brush = Brush(image, circumstances, SUPERSAMPLING / reduction)
     _shoulders(brush, traits)
     _back_hair(brush, traits)
     _head(brush, traits)
@@ -179,16 +204,16 @@ def draw_portrait(
     if circumstances.mask != "not_worn":
         _mask(brush, circumstances)
     small = image.reduce(SUPERSAMPLING).filter(ImageFilter.SMOOTH)
-    return _light(small, circumstances, rng)
+    return _light(small, circumstances, rng, reduction)
 
 
 class Brush:
-    """Draws in face coordinates on a supersampled image."""
+    """Draws in face coordinates on an image `zoom` times as large as the circumstances say."""
 
-    def __init__(self, image: Image.Image, circumstances: Circumstances) -> None:
+    def __init__(self, image: Image.Image, circumstances: Circumstances, zoom: float) -> None:
         self.draw = ImageDraw.Draw(image)
-        self.origin = np.array(circumstances.centre) * SUPERSAMPLING
-        self.scale = circumstances.scale * SUPERSAMPLING
+        self.origin = np.array(circumstances.centre) * zoom
+        self.scale = circumstances.scale * zoom
         cos, sin = math.cos(circumstances.tilt), math.sin(circumstances.tilt)
         self.transform = np.array([[cos, sin], [-sin, cos]]) * self.scale
 
@@ -383,10 +408,11 @@ def _mask(brush: Brush, circumstances: Circumstances) -> None:
 
 
 def _light(
-    image: Image.Image, circumstances: Circumstances, rng: np.random.Generator
+    image: Image.Image, circumstances: Circumstances, rng: np.random.Generator, reduction: int
 ) -> Image.Image:
     """Add light from one side, shading of the round head, and camera noise."""
-    x, y = np.arange(WIDTH, dtype=np.float32), np.arange(HEIGHT, dtype=np.float32)[:, None]
+    x = np.arange(0, WIDTH, reduction, dtype=np.float32)
+    y = np.arange(0, HEIGHT, reduction, dtype=np.float32)[:, None]
     dx = (x - circumstances.centre[0]) / circumstances.scale
     dy = (y - circumstances.centre[1]) / circumstances.scale
     distance = np.sqrt(dx**2 + (dy / 1.35) ** 2)
@@ -398,7 +424,7 @@ def _light(
     shade = (
         circumstances.brightness * rounded * (1 + circumstances.side_light * np.clip(dx, -1.5, 1.5))
     )
-    noise = 5 * rng.standard_normal((HEIGHT, WIDTH, 1), dtype=np.float32)
+    noise = 5 / reduction * rng.standard_normal((len(y), len(x), 1), dtype=np.float32)
     lit = np.asarray(image, dtype=np.float32) * shade[:, :, None] + noise
     return Image.fromarray(np.clip(lit, 0, 255).astype(np.uint8))
 
