@@ -8,6 +8,7 @@
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -25,11 +26,13 @@ from face_attributes.files import write_table
 from face_attributes.params import read_params
 from face_attributes.photos.labels import Labels
 from face_attributes.revisions import WORKSPACE
+from face_attributes.scoring.holdout import describe_leads, out_of_fold_leads
 from face_attributes.scoring.metrics import (
     SCORE_NAMES,
     SCORES,
     Counts,
     Floats,
+    counts_by_person,
     f1_per_class,
 )
 from face_attributes.scoring.paired_differences import (
@@ -87,6 +90,33 @@ def compare_runs(before: Run, after: Run, resamples: int) -> pd.DataFrame:
     if people_in_two_folds(before.predictions) or people_in_two_folds(after.predictions):
         comparison["verdict"] = LEAK
     return comparison
+
+
+def compare_holdouts(before: Run, after: Run, resamples: int) -> pd.DataFrame:
+    """Compare two runs on their holdout: `compare_runs` without single classes.
+
+    No rows unless both have a holdout, of the same people.
+    """
+    first, second = before.holdout, after.holdout
+    if first is None or second is None or set(first["person"]) != set(second["person"]):
+        return pd.DataFrame(columns=["labels"])
+    runs = replace(before, predictions=first), replace(after, predictions=second)
+    table = compare_runs(*runs, resamples)
+    return table[table["score"].isin(SCORE_NAMES.values())]
+
+
+def holdout_remarks(runs: Sequence[Run], resamples: int) -> list[str]:
+    """Whether out-of-fold scores lie above the holdout's, for each run that has one."""
+    return [
+        f"{run.name}: "
+        + describe_leads(
+            out_of_fold_leads(
+                counts_by_person(run.predictions), counts_by_person(run.holdout), resamples
+            )
+        )
+        for run in runs
+        if run.holdout is not None
+    ]
 
 
 def pair_table(before: Run, after: Run, rows: pd.DataFrame) -> Table:
@@ -150,6 +180,7 @@ def styled(verdict: str) -> str:
 def print_pair(before: Run, after: Run, resamples: int) -> pd.DataFrame:
     """Compare two runs, print the comparison, and return its table."""
     console = Console()
+    on_the_holdout = holdout_remarks([before, after], resamples)
     if before.classes != after.classes:
         before, after = without_age(before), without_age(after)
     for line in remarks(before, after):
@@ -157,11 +188,22 @@ def print_pair(before: Run, after: Run, resamples: int) -> pd.DataFrame:
     table = compare_runs(before, after, resamples)
     for _, rows in table.groupby("labels", sort=False):
         console.print(pair_table(before, after, rows))
+    holdout = compare_holdouts(before, after, resamples)
+    if len(holdout):
+        console.print("\nThe holdout, people in no fold, by the networks of all folds together:")
+        for _, rows in holdout.groupby("labels", sort=False):
+            console.print(pair_table(before, after, rows))
+    elif on_the_holdout:
+        console.print(
+            "\nNo comparison on the holdout: the two runs do not have the same people in it."
+        )
+    for line in on_the_holdout:
+        console.print(f"\n{line}", markup=False)
     console.print(
         "\nEach interval is for its own row alone: of 18 equal classes, about one looks better or "
         "worse by chance. The intervals do not cover the choice of train.seed."
     )
-    return table
+    return pd.concat([table.assign(part="out of fold"), holdout.assign(part="holdout")])
 
 
 def print_ranking(runs: Sequence[Run], resamples: int) -> pd.DataFrame:
@@ -182,6 +224,11 @@ def print_ranking(runs: Sequence[Run], resamples: int) -> pd.DataFrame:
         f"score by {lead:.3f}. Score it on other people (evaluation in metrics.json) or with "
         "another train.seed before you trust it."
     )
+    if any(run.holdout is not None for run in runs):
+        console.print(
+            "Holdouts are not shown: who chooses by them spoils them. Compare the chosen run with "
+            "the first."
+        )
     return ranking
 
 
@@ -203,6 +250,9 @@ def main(
     the first without looking at scores: the best of many is partly lucky, and
     others would look worse against it than they are. The intervals of the
     differences hold for all runs at once.
+
+    Two runs with the same people in their holdout (folds.holdout) are compared
+    on it, too.
 
     Intervals are 95%, from a paired bootstrap over people. They cover the
     choice of people, not the choice of train.seed.

@@ -178,6 +178,8 @@ def effect(
     table = effect_table(*runs)
     for line in remarks(*runs):
         console.print(f"note: {line}")
+    if any(run.holdout is not None for run in runs):
+        console.print("note: without the holdout, which `python -m commands.compare` shows")
     console.print(table)
 
 

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from face_attributes.command import user_command
 from face_attributes.errors import UserError
+from face_attributes.scoring.holdout import describe_leads
 from face_attributes.scoring.metrics import SCORE_NAMES
 
 OUTPUTS = {
@@ -35,13 +36,13 @@ def main(
         raise UserError(f"{metrics} is missing: `dvc repro` makes it")
     scores = json.loads(metrics.read_text(encoding="utf-8"))
     table = Table(title="Scores on photos of people the networks were not trained on")
-    for column in ("", "out of fold", "95% interval", "evaluation"):
+    others = {part: scores[part] for part in ("holdout", "evaluation") if part in scores}
+    for column in ("", "out of fold", "95% interval", *others):
         table.add_column(column, justify="left" if not column else "right")
     for key, name in SCORE_NAMES.items():
         low, high = scores["interval_95"][key].values()
-        evaluation = scores["evaluation"].get(key)
-        evaluation_text = "" if evaluation is None else f"{evaluation:.3f}"
-        table.add_row(name, f"{scores[key]:.3f}", f"{low:.3f} to {high:.3f}", evaluation_text)
+        cells = (f"{part[key]:.3f}" if key in part else "" for part in others.values())
+        table.add_row(name, f"{scores[key]:.3f}", f"{low:.3f} to {high:.3f}", *cells)
     console = Console()
     console.print(table)
     console.print(
@@ -49,6 +50,13 @@ def main(
         f"± {scores['folds']['macro_f1_std']:.3f}; on the photos trained on "
         f"{scores['train']['macro_f1']:.3f}"
     )
+    if "holdout" in scores:
+        holdout = scores["holdout"]
+        low, high = holdout["interval_95"]["macro_f1"].values()
+        console.print(
+            f"holdout, {holdout['photos']} photos of {holdout['people']} people in no fold: macro "
+            f"F1 95% {low:.3f} to {high:.3f}; {describe_leads(holdout['out_of_fold_lead'])}"
+        )
     for path, contents in OUTPUTS.items():
         console.print(f"  [bold]{path}[/bold]  {contents}", soft_wrap=True)
 

@@ -111,6 +111,7 @@ class DuplicateParams(Section):
 class FoldParams(Section):
     index: FoldIndex
     group_by: Literal["person", "photo"]
+    holdout: Annotated[float, Field(ge=0, le=0.5)]
     seed: Seed
 
 

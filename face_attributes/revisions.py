@@ -18,8 +18,11 @@ NAME_ONE = (
 )
 
 
-def read_outputs(revision: str, paths: Sequence[str]) -> list[bytes]:
+def read_outputs(revision: str, paths: Sequence[str], optional: Sequence[str] = ()) -> list[bytes]:
     """Read outputs of stages as they are in a revision.
+
+    Args:
+        optional: read after `paths`; left out if the revision has none.
 
     Raises:
         UserError: if there is no such revision, or it lacks one of the files.
@@ -29,7 +32,7 @@ def read_outputs(revision: str, paths: Sequence[str]) -> list[bytes]:
     contents = []
     try:
         files = dvc.api.DVCFileSystem(rev=None if revision == WORKSPACE else revision)
-        for path in paths:
+        for path in [*paths, *(path for path in optional if files.exists(path))]:
             contents.append(files.read_bytes(path))
     except FileNotFoundError:
         remedy = "`dvc repro` makes it"

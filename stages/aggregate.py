@@ -1,9 +1,10 @@
 """Aggregate: out-of-fold predictions of all folds -> metrics.json, tables and plots.
 
-    python -m stages.aggregate data/train data/submission.csv \\
+    python -m stages.aggregate data/train data/predict/holdout.csv data/submission.csv \\
         data/sample/eval/answers.csv data/aggregate metrics.json
 
-Each training photo is scored by the one network that was not trained on its person. Writes
+Each training photo is scored by the one network that was not trained on its person, and each photo
+of the holdout by all networks together, of which none was. Writes
 metrics.json and, to the output folder, `out_of_fold.csv` (person, photo, fold, label, predicted, p0
 to p17), `confusion.csv`, `f1_per_class.csv` and `learning_curves.csv`, which DVC plots.
 """
@@ -20,10 +21,12 @@ from face_attributes.errors import UserError
 from face_attributes.files import write_json, write_table
 from face_attributes.params import AggregateParams, read_params
 from face_attributes.photos.labels import NUM_CLASSES, class_names
-from face_attributes.photos.tables import PROBABILITIES, read_text_table
+from face_attributes.photos.tables import PROBABILITIES, read_stage_table, read_text_table
+from face_attributes.scoring.holdout import describe_leads, out_of_fold_leads
 from face_attributes.scoring.logit_adjustment import choose_tau, predict_with_nested_tau
 from face_attributes.scoring.metrics import (
     SCORES,
+    Counts,
     confusion,
     counts_by_person,
     f1_per_class,
@@ -45,11 +48,7 @@ def score_out_of_fold(
     by_person = counts_by_person(table)
     counts = by_person.sum(axis=0)
     resampled = resample_people(by_person, params.bootstrap)
-    scores: dict[str, Any] = {name: float(score(counts)) for name, score in SCORES.items()}
-    scores["interval_95"] = {
-        name: dict(zip(["low", "high"], map(float, interval(score(resampled))), strict=True))
-        for name, score in SCORES.items()
-    }
+    scores = scores_with_intervals(counts, resampled)
     low, high = interval(f1_per_class(resampled))
     classes = pd.DataFrame(
         {
@@ -61,6 +60,36 @@ def score_out_of_fold(
         }
     )
     return scores, classes
+
+
+def scores_with_intervals(counts: Counts, resampled: Counts) -> dict[str, Any]:
+    """Scores from confusion counts (18 x 18), and their 95% intervals from resampled ones."""
+    return {name: float(score(counts)) for name, score in SCORES.items()} | {
+        "interval_95": {
+            name: dict(zip(["low", "high"], map(float, interval(score(resampled))), strict=True))
+            for name, score in SCORES.items()
+        }
+    }
+
+
+def score_holdout(
+    holdout: pd.DataFrame, out_of_fold: pd.DataFrame, params: AggregateParams
+) -> dict[str, Any]:
+    """Scores of the ensemble on the holdout, and how far out-of-fold scores lie above them.
+
+    Args:
+        holdout, out_of_fold: person, label, predicted; one row per photo.
+    """
+    by_person = counts_by_person(holdout)
+    resampled = resample_people(by_person, params.bootstrap)
+    return {
+        **scores_with_intervals(by_person.sum(axis=0), resampled),
+        "people": len(by_person),
+        "photos": len(holdout),
+        "out_of_fold_lead": out_of_fold_leads(
+            counts_by_person(out_of_fold), by_person, params.bootstrap
+        ),
+    }
 
 
 def score_folds(table: pd.DataFrame) -> dict[str, float]:
@@ -155,13 +184,17 @@ def learning_curves(results: Path, index: Sequence[int]) -> pd.DataFrame:
 
 
 @stage_command
-def main(results: Path, submission: Path, answers: Path, out: Path, metrics: Path) -> None:
-    """Score the folds in RESULTS; write tables to OUT and the scores to METRICS."""
+def main(
+    results: Path, holdout: Path, submission: Path, answers: Path, out: Path, metrics: Path
+) -> None:
+    """Score the folds in RESULTS and HOLDOUT; write tables to OUT and the scores to METRICS."""
     params = read_params()
     index = params.folds.index
     names = class_names(params.labels.age_edges)
     table = read_out_of_fold(results, index)
     table.insert(4, "predicted", table[PROBABILITIES].to_numpy().argmax(axis=1))
+    held_out = read_stage_table(holdout)
+    held_out["predicted"] = held_out[PROBABILITIES].to_numpy().argmax(axis=1)
 
     scores, classes = score_out_of_fold(table, names, params.aggregate)
     all_scores = {
@@ -172,6 +205,8 @@ def main(results: Path, submission: Path, answers: Path, out: Path, metrics: Pat
         "tuned_tau": score_tuned_tau(table),
         "evaluation": score_evaluation(submission, answers),
     }
+    if len(held_out):
+        all_scores["holdout"] = score_holdout(held_out, table, params.aggregate)
     write_table(out / "out_of_fold.csv", table)
     confusion = confusion_table(table["label"], table["predicted"], names)
     write_table(out / "confusion.csv", confusion, float_format="%.4f")
@@ -183,6 +218,13 @@ def main(results: Path, submission: Path, answers: Path, out: Path, metrics: Pat
         f"aggregate: macro F1 {scores['macro_f1']:.3f} (95% {low:.3f} to {high:.3f}), accuracy "
         f"{scores['accuracy']:.3f}, {len(table)} out-of-fold photos"
     )
+    if len(held_out):
+        low, high = all_scores["holdout"]["interval_95"]["macro_f1"].values()
+        print(
+            f"aggregate: holdout: macro F1 {all_scores['holdout']['macro_f1']:.3f} (95% {low:.3f} "
+            f"to {high:.3f}), {len(held_out)} photos; "
+            + describe_leads(all_scores["holdout"]["out_of_fold_lead"])
+        )
 
 
 if __name__ == "__main__":

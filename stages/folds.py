@@ -3,9 +3,10 @@
     python -m stages.folds data/clean/photos.csv data/duplicates/duplicates.csv data/folds
 
 Writes `folds.csv` (person, photo, label, age, fold; the rows of photos.csv) and `metrics.json`, the
-balance of the folds.
+balance of the folds. With `folds.holdout`, a share of the people is in no fold: their `fold` is -1.
 """
 
+import math
 import sys
 from pathlib import Path
 
@@ -20,8 +21,8 @@ from face_attributes.command import stage_command
 from face_attributes.errors import UserError
 from face_attributes.files import write_json, write_table
 from face_attributes.params import FoldParams, read_params
-from face_attributes.photos.labels import NUM_CLASSES, Labels, class_names
-from face_attributes.photos.tables import read_stage_table
+from face_attributes.photos.labels import MASKS, NUM_CLASSES, Labels, class_names
+from face_attributes.photos.tables import HOLDOUT, read_stage_table
 
 CANDIDATES = 20
 """Number of random splits, from consecutive seeds; the most even one is kept. With few people a
@@ -42,6 +43,35 @@ def group_people(people: pd.Series, duplicates: pd.DataFrame) -> pd.Series:
     ends = [np.searchsorted(names, across[column]) for column in ("person", "other_person")]
     links = coo_array((np.ones(len(across)), ends), shape=(len(names), len(names)))
     return pd.Series(connected_components(links, directed=False)[1][indices], index=people.index)
+
+
+def draw_holdout(labels: Labels, groups: pd.Series, params: FoldParams) -> "pd.Series[bool]":
+    """Draw the people who are in no fold: a mask of their photos (N).
+
+    Draws the share `params.holdout` of the groups (a person, or people who share a photo) of each
+    gender and age group, also if the folds are by photo. Does not depend on the number of folds.
+    """
+    kinds = pd.Series(labels % (NUM_CLASSES // len(MASKS))).groupby(groups.to_numpy()).first()
+    candidates = [
+        groups.isin(
+            kinds.groupby(kinds)
+            .sample(frac=params.holdout, random_state=params.seed + offset)
+            .index
+        )
+        for offset in range(CANDIDATES)
+    ]
+    return min(candidates, key=lambda holdout: holdout_deviation(labels, holdout))
+
+
+def holdout_deviation(labels: Labels, holdout: "pd.Series[bool]") -> float:
+    """Largest relative deviation of a class's share in the holdout from that of all photos.
+
+    A missing class counts as worse than any deviation.
+    """
+    shares = holdout.groupby(labels).mean()
+    if (shares == 0).any():
+        return math.inf
+    return float((shares / holdout.mean() - 1).abs().max())
 
 
 def assign_folds(labels: Labels, groups: pd.Series, params: FoldParams) -> Folds:
@@ -88,13 +118,19 @@ def class_deviation(labels: Labels, folds: Folds, count: int) -> float:
     return deviation + NUM_CLASSES * count * float((table[:, present] == 0).sum())
 
 
+def people_per_class(photos: pd.DataFrame) -> "pd.Series[int]":
+    """Count the people with photos of each class (18)."""
+    people = photos.groupby("label")["person"].nunique()
+    return people.reindex(range(NUM_CLASSES), fill_value=0)
+
+
 def check_people(photos: pd.DataFrame, count: int, names: list[str]) -> None:
     """Check that every class has enough people for every fold.
 
     Raises:
         UserError: naming each class with too few people, and their number.
     """
-    people = photos.groupby("label")["person"].nunique().reindex(range(NUM_CLASSES), fill_value=0)
+    people = people_per_class(photos)
     rare = [
         f"class {label} ({name}) has {people[label]}"
         for label, name in enumerate(names)
@@ -104,6 +140,41 @@ def check_people(photos: pd.DataFrame, count: int, names: list[str]) -> None:
         raise UserError(
             f"folds.index: {count} folds need {count} people in every class; {'; '.join(rare)}: "
             "use fewer folds, or add people"
+        )
+
+
+def check_holdout(
+    photos: pd.DataFrame, holdout: "pd.Series[bool]", params: FoldParams, names: list[str]
+) -> None:
+    """Check that the holdout has every class, and leaves enough people for every fold.
+
+    Args:
+        photos: person, label.
+        holdout: mask of the photos in the holdout.
+
+    Raises:
+        UserError: naming each class with too few people, and their number.
+    """
+    count, share = len(params.index), f"folds.holdout: {params.holdout:g}"
+    people, left = people_per_class(photos), people_per_class(photos[~holdout])
+    classes = [f"class {label} ({name})" for label, name in enumerate(names)]
+    absent = set(range(NUM_CLASSES)) - set(photos.loc[holdout, "label"])
+    if absent:
+        missing = "; ".join(
+            f"{classes[label]} has {people[label]} people" for label in sorted(absent)
+        )
+        raise UserError(
+            f"{share} holds out nobody of a class: {missing}: use a larger folds.holdout (0 for "
+            "none), or add people"
+        )
+    rare = [label for label in range(NUM_CLASSES) if left[label] < count]
+    if rare:
+        few = "; ".join(
+            f"{classes[label]} keeps {left[label]} of {people[label]}" for label in rare
+        )
+        raise UserError(
+            f"{share} leaves too few people for {count} folds, which need {count} in every class: "
+            f"{few}: use a smaller folds.holdout or fewer folds, or add people"
         )
 
 
@@ -129,9 +200,10 @@ def check_folds(photos: pd.DataFrame, params: FoldParams, names: list[str]) -> d
     if (table == 0).any():
         fold, label = np.argwhere(table == 0)[0]
         people = photos.loc[photos["label"] == label, "person"].nunique()
+        smaller = ", a smaller folds.holdout" if params.holdout else ""
         raise UserError(
             f"fold {fold} has no photo of class {label} ({names[label]}), which {people} people "
-            "have: use fewer folds or another folds.seed, or add people"
+            f"have: use fewer folds{smaller} or another folds.seed, or add people"
         )
     return {
         "folds": count,
@@ -156,19 +228,40 @@ def main(photos: Path, duplicates: Path, out: Path) -> None:
     groups = group_people(table["person"], read_stage_table(duplicates))
     # Labels before corrections: corrections then move nobody to another fold, and scores before
     # and after them compare networks trained on the same people.
-    table["fold"] = assign_folds(clean_photos["given_label"].to_numpy(), groups, params.folds)
-    metrics = check_folds(table.assign(group=groups), params.folds, names)
+    labels = clean_photos["given_label"].to_numpy()
+    holdout = pd.Series(False, index=table.index)
+    if params.folds.holdout:
+        holdout = draw_holdout(labels, groups, params.folds)
+        check_holdout(table, holdout, params.folds, names)
+    table["fold"] = HOLDOUT
+    table.loc[~holdout, "fold"] = assign_folds(labels[~holdout], groups[~holdout], params.folds)
+    in_folds, held_out = table[~holdout], table[holdout]
+    metrics = check_folds(in_folds.assign(group=groups), params.folds, names)
+    if holdout.any():
+        metrics["holdout"] = {
+            "photos": len(held_out),
+            "people": held_out["person"].nunique(),
+            "rarest_class_photos": int(held_out.groupby("label").size().min()),
+            "worst_class_deviation": holdout_deviation(table["label"].to_numpy(), holdout),
+        }
 
     write_table(out / "folds.csv", table)
     write_json(out / "metrics.json", metrics)
     print(
-        f"folds: {len(table)} photos of {table['person'].nunique()} people in {metrics['folds']} "
-        f"folds, worst class deviation {metrics['worst_class_deviation']:.1%}"
+        f"folds: {len(in_folds)} photos of {in_folds['person'].nunique()} people in "
+        f"{metrics['folds']} folds, worst class deviation {metrics['worst_class_deviation']:.1%}"
     )
+    if holdout.any():
+        print(
+            f"folds: holdout: {len(held_out)} photos of {held_out['person'].nunique()} people who "
+            "are in no fold"
+        )
     if params.folds.group_by == "photo":
         print(
             f"warning: folds.group_by: photo puts {metrics['people_in_two_folds']} people in two "
-            "folds, so scores are too good: use it only to show the leak",
+            "folds, so scores are too good: use it only to show the leak"
+            + "; the holdout is by person, and its scores do not leak"
+            * bool(holdout.any()),
             file=sys.stderr,
         )
 

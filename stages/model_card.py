@@ -23,6 +23,7 @@ from face_attributes.photos.labels import age_group, attribute_names
 from face_attributes.photos.tables import PROBABILITIES, read_stage_table
 from face_attributes.scoring.calibration import calibration_table, expected_calibration_error
 from face_attributes.scoring.groups import Gap, score_groups
+from face_attributes.scoring.holdout import describe_leads
 from face_attributes.scoring.metrics import SCORE_NAMES
 
 GROUPS = {"gender": "Gender", "age": "Age", "race": "Race, as given"}
@@ -82,6 +83,7 @@ def main(
 ) -> None:
     """Describe the networks whose scores are in METRICS, for people who would use them, in OUT."""
     params = read_params()
+    scores = read_json(metrics)
     edges, min_people = params.labels.age_edges, params.model_card.min_people
     predictions = read_stage_table(aggregate / "out_of_fold.csv")
     table = join_people(predictions, read_stage_table(clean / "photos.csv"), edges)
@@ -89,7 +91,9 @@ def main(
     bins = calibration_table(table[PROBABILITIES].to_numpy(float), table["label"].to_numpy())
     card = render(
         "model_card.md",
-        metrics=read_json(metrics),
+        metrics=scores,
+        holdout_remark="holdout" in scores
+        and describe_leads(scores["holdout"]["out_of_fold_lead"]),
         score_names=SCORE_NAMES,
         clean=read_json(clean / "metrics.json"),
         crop=read_json(crop),

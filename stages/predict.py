@@ -1,13 +1,15 @@
-"""Predict: label the evaluation photos with the networks of all folds.
+"""Predict: label the evaluation photos, and the holdout, with the networks of all folds.
 
-    python -m stages.predict data/train data/crop/evaluation.npy data/clean/evaluation.csv \\
-        data/folds/folds.csv data/predict/probabilities.csv data/submission.csv
+    python -m stages.predict data/train data/crop data/clean/evaluation.csv \\
+        data/folds/folds.csv data/predict data/submission.csv
 
-Writes the probabilities (photo, p0 to p17: mean over the folds) and the submission (ImageID, ans),
-with the rows of info.csv in the same order. Unreadable photos get the most common class of the
-training set.
+Writes to the output folder `probabilities.csv` (photo, p0 to p17: mean over the folds) and
+`holdout.csv` (person, photo, fold, label, p0 to p17; no rows without `folds.holdout`); and the
+submission (ImageID, ans). The evaluation photos are the rows of info.csv in the same order.
+Unreadable ones get the most common class of the training set.
 """
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,20 +22,24 @@ from face_attributes.inference.ensemble import mean_probabilities, read_networks
 from face_attributes.networks.device import prepare_hardware
 from face_attributes.params import read_params
 from face_attributes.photos.packed import read_packed
-from face_attributes.photos.tables import PROBABILITIES, probability_table, read_stage_table
+from face_attributes.photos.tables import (
+    HOLDOUT,
+    PROBABILITIES,
+    probability_table,
+    read_stage_table,
+)
 from face_attributes.scoring.logit_adjustment import choose_tau, class_prior, predict_with_tau
 from face_attributes.scoring.out_of_fold import fold_folders, read_out_of_fold, remove_stale_folds
 
 
 @stage_command
-def main(
-    results: Path, crops: Path, photos: Path, folds: Path, out: Path, submission: Path
-) -> None:
-    """Average the networks in RESULTS over CROPS; write OUT and SUBMISSION."""
+def main(results: Path, crop: Path, photos: Path, folds: Path, out: Path, submission: Path) -> None:
+    """Average the networks in RESULTS over the crops in CROP; write OUT and SUBMISSION."""
     params = read_params()
     evaluation = read_stage_table(photos)
     readable = (evaluation["rejected"] == "").to_numpy()
-    labels = read_stage_table(folds)["label"].to_numpy()
+    training = read_stage_table(folds)
+    in_holdout = (training["fold"] == HOLDOUT).to_numpy()
 
     remove_stale_folds(results, params.folds.index)
     hardware = prepare_hardware(params.train.device, params.train.precision)
@@ -41,15 +47,29 @@ def main(
         [folder / "network.safetensors" for folder in fold_folders(results, params.folds.index)],
         hardware,
     )
-    pixels = torch.from_numpy(np.array(read_packed(crops)))
-    prior = class_prior(labels)
-    probabilities = np.tile(prior.astype(np.float32), (len(evaluation), 1))
-    probabilities[readable] = mean_probabilities(
-        networks, pixels, recipe, hardware, params.predict.batch_size
+    evaluation_pixels, holdout_pixels = (
+        torch.from_numpy(np.array(pixels))
+        for pixels in (
+            read_packed(crop / "evaluation.npy"),
+            read_packed(crop / "train.npy")[in_holdout],
+        )
     )
+    predict = partial(
+        mean_probabilities,
+        networks,
+        recipe=recipe,
+        hardware=hardware,
+        batch_size=params.predict.batch_size,
+    )
+    prior = class_prior(training.loc[~in_holdout, "label"].to_numpy())
+    probabilities = np.tile(prior.astype(np.float32), (len(evaluation), 1))
+    probabilities[readable] = predict(evaluation_pixels)
 
     table = probability_table(evaluation[["photo"]], probabilities)
-    write_table(out, table, float_format="%.6g")
+    write_table(out / "probabilities.csv", table, float_format="%.6g")
+    holdout = training.loc[in_holdout, ["person", "photo", "fold", "label"]]
+    holdout_table = probability_table(holdout, predict(holdout_pixels))
+    write_table(out / "holdout.csv", holdout_table, float_format="%.6g")
     tau = params.predict.tau
     if tau == "auto":
         out_of_fold = read_out_of_fold(results, params.folds.index)
@@ -59,6 +79,8 @@ def main(
     print(
         f"predict: {len(evaluation)} photos, {len(networks)} networks, tau {tau:g} -> {submission}"
     )
+    if in_holdout.any():
+        print(f"predict: {in_holdout.sum()} photos of the holdout")
     if not readable.all():
         print(f"predict: {(~readable).sum()} unreadable photos get the most common class")
 

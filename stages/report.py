@@ -41,6 +41,7 @@ from face_attributes.progress import progress
 from face_attributes.revisions import git_state, read_metrics
 from face_attributes.scoring.calibration import calibration_table, expected_calibration_error
 from face_attributes.scoring.groups import f1_per_attribute
+from face_attributes.scoring.holdout import describe_leads
 from face_attributes.scoring.metrics import (
     SCORE_NAMES,
     SCORES,
@@ -357,6 +358,7 @@ def main(
 ) -> None:
     """Show the run whose scores are in METRICS on the page OUT."""
     params = read_params()
+    scores = read_json(metrics)
     names, index = class_names(params.labels.age_edges), params.folds.index
     predictions = read_stage_table(aggregate / "out_of_fold.csv")
     table = join_photos(predictions, read_stage_table(clean / "photos.csv"))
@@ -370,7 +372,9 @@ def main(
     }  # fmt: skip
     page = render(
         "report.html",
-        metrics=read_json(metrics),
+        metrics=scores,
+        holdout_remark="holdout" in scores
+        and describe_leads(scores["holdout"]["out_of_fold_lead"]),
         score_names=SCORE_NAMES,
         names=names,
         git=git_state(),

@@ -1,7 +1,8 @@
 """Review: one page on which a person examines the findings and decides.
 
     python -m stages.review data/suspects.csv data/clean/photos.csv data/clean/evaluation.csv \\
-        data/crop data/aggregate/out_of_fold.csv data/corrections.csv reports/review.html
+        data/crop data/aggregate/out_of_fold.csv data/predict/holdout.csv data/corrections.csv \\
+        reports/review.html
 
 The page needs no server and no network. It contains photos of people: never commit it. It saves the
 decisions as corrections.csv, which the stage `clean` reads.
@@ -25,7 +26,7 @@ from face_attributes.photos.label_edits import COLUMNS, OPTIONAL, read_correctio
 from face_attributes.photos.labels import GENDERS, MASKS, NUM_AGE_GROUPS, age_group, attribute_names
 from face_attributes.photos.opening import BadPhotoError, open_photo
 from face_attributes.photos.packed import Pixels, read_packed
-from face_attributes.photos.tables import PROBABILITIES, read_stage_table
+from face_attributes.photos.tables import PROBABILITIES, read_stage_table, read_stage_tables
 from face_attributes.progress import progress
 
 Entry = dict[str, Any]
@@ -118,6 +119,7 @@ def main(
     evaluation: Path,
     crop: Path,
     out_of_fold: Path,
+    holdout: Path,
     corrections: Path,
     out: Path,
 ) -> None:
@@ -127,7 +129,7 @@ def main(
     names = attribute_names(edges)
     training = read_stage_table(photos).assign(row=lambda table: range(len(table)))
     training = training.merge(
-        read_stage_table(out_of_fold)[["person", "photo", *PROBABILITIES]],
+        read_stage_tables([out_of_fold, holdout])[["person", "photo", *PROBABILITIES]],
         on=["person", "photo"],
         how="left",
     )

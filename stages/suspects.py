@@ -1,7 +1,8 @@
 """Suspects: labels that are probably wrong and duplicate photos, the most likely first.
 
-    python -m stages.suspects data/aggregate/out_of_fold.csv data/clean/photos.csv \\
-        data/duplicates/duplicates.csv data/corrections.csv data/suspects.csv data/suspects.json
+    python -m stages.suspects data/aggregate/out_of_fold.csv data/predict/holdout.csv \\
+        data/clean/photos.csv data/duplicates/duplicates.csv data/corrections.csv \\
+        data/suspects.csv data/suspects.json
 
 Writes suspects.csv, one row per finding (rank, kind, person, photo, field, given, suggested, score,
 evidence), and a metrics file with the counts. No label is changed: a person decides, on the page of
@@ -42,7 +43,12 @@ from face_attributes.photos.labels import (
     age_group,
     attribute_names,
 )
-from face_attributes.photos.tables import PROBABILITIES, read_stage_table
+from face_attributes.photos.tables import (
+    HOLDOUT,
+    PROBABILITIES,
+    read_stage_table,
+    read_stage_tables,
+)
 from face_attributes.scoring.label_noise import (
     Floats,
     likeliest_swap,
@@ -219,7 +225,7 @@ def duplicate_findings(
     Args:
         duplicates: person, photo, other_person, other_photo, similarity.
         photos: person, photo, mask, gender, label.
-        folds: the fold of each person.
+        folds: the fold of each person; HOLDOUT is one, too.
     """
     labels = photos.set_index(["person", "photo"])["label"].to_dict()
     findings = []
@@ -236,8 +242,10 @@ def duplicate_findings(
         if other == person:
             where = "in the same folder"
         elif other:
-            same = folds[person] == folds[other]
-            where = f"in the folder of {other}, in {'the same' if same else 'a different'} fold"
+            where = f"in the folder of {other}, in the holdout"
+            if folds[person] != HOLDOUT:
+                same = folds[person] == folds[other]
+                where = f"in the folder of {other}, in {'the same' if same else 'a different'} fold"
         findings.append(
             {
                 "kind": "duplicate",
@@ -300,16 +308,17 @@ def rank_findings(findings: Sequence[Finding]) -> pd.DataFrame:
 @stage_command
 def main(
     out_of_fold: Path,
+    holdout: Path,
     photos: Path,
     duplicates: Path,
     corrections: Path,
     out: Path,
     metrics: Path,
 ) -> None:
-    """Rank the labels in PHOTOS that the predictions in OUT_OF_FOLD contradict."""
+    """Rank the labels in PHOTOS that the predictions in OUT_OF_FOLD and HOLDOUT contradict."""
     params = read_params()
     edges = params.labels.age_edges
-    predicted = read_stage_table(out_of_fold)
+    predicted = read_stage_tables([out_of_fold, holdout])
     labelled = read_stage_table(photos)
     folds = predicted.groupby("person")["fold"]
     counts: dict[str, Any] = dict.fromkeys(KINDS, 0)

@@ -31,7 +31,7 @@ from face_attributes.networks.freezing import count_parameters, freeze
 from face_attributes.networks.recipe import make_recipe
 from face_attributes.networks.weight_files import load_network, write_weights
 from face_attributes.params import Params, read_params
-from face_attributes.photos.tables import probability_table, read_stage_table
+from face_attributes.photos.tables import HOLDOUT, probability_table, read_stage_table
 from face_attributes.training.checkpoint import Checkpoint
 from face_attributes.training.feature_store import open_store
 from face_attributes.training.fingerprint import fingerprint
@@ -47,8 +47,8 @@ def held_out_mask(table: pd.DataFrame, fold: int) -> "pd.Series[bool]":
         UserError: if there is no such fold.
     """
     mask = table["fold"] == fold
-    if not mask.any():
-        folds = ", ".join(map(str, sorted(table["fold"].unique())))
+    if fold == HOLDOUT or not mask.any():
+        folds = ", ".join(map(str, sorted(set(table["fold"]) - {HOLDOUT})))
         raise UserError(f"there is no fold {fold}: the folds are {folds}")
     return mask
 
@@ -56,15 +56,18 @@ def held_out_mask(table: pd.DataFrame, fold: int) -> "pd.Series[bool]":
 def make_fold(table: pd.DataFrame, number: int, params: Params, device: torch.device) -> Fold:
     """Make the training and validation data of a fold from the table of folds.
 
+    The holdout is in neither.
+
     Raises:
         UserError: if there is no such fold, or a class has no training photo.
     """
     held_out = held_out_mask(table, number)
+    trained_on = ~held_out & (table["fold"] != HOLDOUT)
     train = params.train
     edges = training_edges(params.labels.age_edges, train.targets.old_from)
     targets = make_targets(table["label"], table["age"], edges, train.heads, train.targets)
     training, validation = (
-        torch.from_numpy(mask.to_numpy().nonzero()[0]) for mask in (~held_out, held_out)
+        torch.from_numpy(mask.to_numpy().nonzero()[0]) for mask in (trained_on, held_out)
     )
     check_classes(targets[training], number)
     return Fold(number, training.to(device), validation.to(device), targets.to(device))

@@ -178,15 +178,20 @@ def start_repository() -> None:
 CLASS_NAMES = class_names([30, 60])
 
 
-def save_run(predictions: pd.DataFrame, classes: Sequence[str] = CLASS_NAMES) -> None:
+def save_run(
+    predictions: pd.DataFrame,
+    classes: Sequence[str] = CLASS_NAMES,
+    holdout: pd.DataFrame | None = None,
+) -> None:
     """Save a run's results to the working folder and DVC's cache, and stage them in git."""
-    folder = Path("data/aggregate")
-    folder.mkdir(parents=True, exist_ok=True)
     tables = {
-        folder / "out_of_fold.csv": predictions,
-        folder / "f1_per_class.csv": pd.DataFrame({"class": classes}),
+        Path("data/aggregate/out_of_fold.csv"): predictions,
+        Path("data/aggregate/f1_per_class.csv"): pd.DataFrame({"class": classes}),
     }
+    if holdout is not None:
+        tables[Path("data/predict/holdout.csv")] = holdout
     for path, table in tables.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)
         table.to_csv(path, index=False)
     # In this process, because `dvc add` takes seconds to start.

@@ -12,21 +12,21 @@ from face_attributes.networks.build import build
 from face_attributes.networks.recipe import make_recipe
 from face_attributes.networks.weight_files import write_weights
 from face_attributes.params import read_params
-from face_attributes.photos.tables import probability_table, read_stage_table
+from face_attributes.photos.tables import HOLDOUT, probability_table, read_stage_table
 from stages import aggregate, clean, crop
 from tests.conftest import ROOT, run_stage, set_param, write_raw
 
 SIDE = 32
-FEMALE, OLD = "000001_female_Any_25", "3_male_Any_60"
+FEMALE, YOUNG, OLD = "000001_female_Any_25", "000001_male_Any_30", "3_male_Any_60"
 MARKUP = f"{OLD}<img src=x onerror=alert(1)>"
 """The old man's folder is renamed to this."""
 
 
-def write_finished_run(folder: Path) -> Path:
+def write_finished_run(folder: Path, holdout: str = "nobody") -> Path:
     """Write a run on the people of `write_raw` to `folder`.
 
     The woman is in fold 0, where all predictions are correct; the men are in fold 1, where all are
-    predicted as women.
+    predicted as women. `holdout` is in no fold.
     """
     with contextlib.chdir(folder):
         shutil.copy(ROOT / "params.yaml", folder)
@@ -47,9 +47,11 @@ def write_finished_run(folder: Path) -> Path:
         write_stage_metrics()
         photos = read_stage_table(Path("clean/photos.csv"))
         photos["fold"] = (photos["person"] != FEMALE).astype(int)
-        for fold, part in photos.groupby("fold"):
-            write_fold(int(str(fold)), part)
-        inputs = ["train", "submission.csv", raw / "answers.csv"]
+        photos.loc[photos["person"] == holdout, "fold"] = HOLDOUT
+        for fold in (0, 1):
+            write_fold(fold, photos[photos["fold"] == fold])
+        predict(photos[photos["fold"] == HOLDOUT]).to_csv("holdout.csv", index=False)
+        inputs = ["train", "holdout.csv", "submission.csv", raw / "answers.csv"]
         run_stage(aggregate.main, *inputs, "aggregate", "metrics.json")
     return folder
 
@@ -68,17 +70,21 @@ def write_stage_metrics() -> None:
     write_json(Path("suspects.json"), {**kinds, "rejected_before": 0, "refused": False})
 
 
+def predict(photos: pd.DataFrame) -> pd.DataFrame:
+    """Invent predictions with the men's gender wrong."""
+    predicted = photos["label"] + 3 * (photos["gender"] == "male")
+    probabilities = np.full((len(photos), 18), 0.01, dtype=np.float32)
+    probabilities[np.arange(len(photos)), predicted] = np.linspace(0.6, 0.83, len(photos))
+    return probability_table(photos[["person", "photo", "fold", "label"]], probabilities)
+
+
 def write_fold(fold: int, photos: pd.DataFrame) -> None:
-    """Write a fold's results: a random network, and predictions with the men's gender wrong."""
+    """Write a fold's results: a random network, and predictions."""
     folder = Path(f"train/fold{fold}")
     recipe = make_recipe(read_params(), None)
     state = build(recipe.model, SIDE, recipe.heads, seed=fold).state_dict()
     write_weights(folder / "network.safetensors", state, recipe)
-    predicted = photos["label"] + 3 * (photos["gender"] == "male")
-    probabilities = np.full((len(photos), 18), 0.01, dtype=np.float32)
-    probabilities[np.arange(len(photos)), predicted] = np.linspace(0.6, 0.83, len(photos))
-    table = probability_table(photos[["person", "photo", "fold", "label"]], probabilities)
-    table.to_csv(folder / "out_of_fold.csv", index=False)
+    predict(photos).to_csv(folder / "out_of_fold.csv", index=False)
     scores = {"loss": 1.0, "macro_f1": 1.0 - fold, "accuracy": 1.0 - fold}
     metrics = {
         "epoch": {"kept": 1, "run": 2}, "train": scores, "validation": scores,

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from face_attributes.photos.tables import PROBABILITIES
+from face_attributes.photos.tables import HOLDOUT, PROBABILITIES
 from stages import aggregate
 from tests.conftest import Change, Run
 
@@ -38,13 +38,25 @@ def two_folds(change: Change) -> None:
     change("aggregate.bootstrap", 200)
     write_fold(0, correct=True)
     write_fold(1, correct=False)
+    write_holdout(people=0)
     pd.DataFrame({"ImageID": ["b.jpg", "a.jpg"], "ans": [3, 4]}).to_csv("s.csv", index=False)
+
+
+def write_holdout(people: int) -> None:
+    """Write holdout.csv: people with all classes each, the ages of every other one wrong."""
+    labels = np.tile(np.arange(18), people)
+    person = np.repeat(np.arange(people), 18)
+    predicted = np.where(person % 2, labels - labels % 3 + (labels + 1) % 3, labels)
+    table = pd.DataFrame({"person": [f"h{each}" for each in person], "photo": "x", "fold": HOLDOUT})
+    table["label"] = labels
+    table[PROBABILITIES] = np.eye(18)[predicted]
+    table.to_csv("holdout.csv", index=False)
 
 
 def run_aggregate(run: Run, answers: str, code: int = 0) -> tuple[dict[str, Any], str]:
     """metrics.json and the output, with rows of the table of answers."""
     Path("answers.csv").write_text("ImageID,ans\n" + answers)
-    arguments = ["data/train", "s.csv", "answers.csv", "out", "metrics.json"]
+    arguments = ["data/train", "holdout.csv", "s.csv", "answers.csv", "out", "metrics.json"]
     output = run(aggregate.main, *arguments, code=code).output
     return json.loads(Path("metrics.json").read_text()), output
 
@@ -78,6 +90,34 @@ def test_metrics_and_tables_cover_all_folds(run: Run) -> None:
     assert curves.groupby(["fold", "curve"]).size().to_dict() == {
         (fold, curve): 2 for fold in (0, 1) for curve in ("training", "validation")
     }
+
+
+def test_the_holdout_is_scored_beside_the_folds_and_changes_no_other_score(run: Run) -> None:
+    without, _ = run_aggregate(run, "")
+    files = {path.name: path.read_bytes() for path in Path("out").iterdir()}
+    write_holdout(people=40)
+    metrics, output = run_aggregate(run, "")
+    holdout = metrics.pop("holdout")
+    assert metrics == without
+    assert {path.name: path.read_bytes() for path in Path("out").iterdir()} == files
+
+    assert (holdout["people"], holdout["photos"]) == (40, 720)
+    assert holdout["accuracy"] == holdout["macro_f1"] == holdout["age_macro_f1"] == 0.5
+    assert holdout["mask_macro_f1"] == holdout["gender_macro_f1"] == 1
+    interval = holdout["interval_95"]["accuracy"]
+    assert 0.3 < interval["low"] < 0.5 < interval["high"] < 0.7
+    lead = holdout["out_of_fold_lead"]
+    assert lead["macro_f1"]["difference"] == 0
+    assert lead["mask_macro_f1"]["difference"] == pytest.approx(-0.5)
+    assert lead["age_macro_f1"]["low"] > 0, "named in metrics.json alone"
+    assert "aggregate: holdout: macro F1 0.500 (95%" in output
+    assert "not above it by more than chance" in output
+
+
+def test_without_a_holdout_there_are_no_scores_of_it(run: Run) -> None:
+    metrics, output = run_aggregate(run, "")
+    assert "holdout" not in metrics
+    assert "holdout" not in output
 
 
 def test_evaluation_scores_cover_the_photos_with_answers(run: Run) -> None:

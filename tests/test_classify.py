@@ -143,9 +143,9 @@ def test_boxes_and_probabilities_equal_the_pipelines(
     run(crop.main, "clean", "data/detectors", "crop")
     fallback = json.loads(Path("crop/fallback.json").read_text())["box"]
     write_networks(Path("results"), make_recipe(read_params(), fallback))
-    pd.DataFrame({"label": range(18)}).to_csv("folds.csv", index=False)
-    tables = ["clean/evaluation.csv", "folds.csv", "probabilities.csv", "submission.csv"]
-    run(predict.main, "results", "crop/evaluation.npy", *tables)
+    photos = pd.read_csv("clean/photos.csv")[["person", "photo", "label"]]
+    photos.assign(fold=0).to_csv("folds.csv", index=False)
+    run(predict.main, "results", "crop", "clean/evaluation.csv", "folds.csv", ".", "submission.csv")
     boxes = pd.read_csv("crop/evaluation.csv", index_col="photo")
     expected = pd.read_csv("probabilities.csv", index_col="photo")
     answers = pd.read_csv("submission.csv", index_col="ImageID")["ans"]

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ from typer.testing import CliRunner
 
 from commands import compare
 from face_attributes.photos.labels import NUM_CLASSES, class_names
-from face_attributes.scoring.runs import Run
+from face_attributes.photos.tables import HOLDOUT, probability_table
+from face_attributes.scoring.runs import Run, read_run
 from tests.conftest import ROOT, git, save_run, start_repository
 from tests.runs import LABELS, change_run, make_run, predict
 
@@ -76,6 +78,95 @@ def test_with_different_age_groups_only_mask_and_gender_are_compared() -> None:
     assert table["score"].to_list() == ["macro F1, mask", "macro F1, gender"]
     assert set(table["labels"]) == {"both"}
     assert (table["after"] == 1).all()
+
+
+# --- the holdout
+
+
+def with_holdout(run: Run, accuracy: float, seed: int, people: int = 40) -> Run:
+    """The same run with a holdout of other people."""
+    labels = LABELS[: 3 * people]
+    table = make_run(labels, predict(labels, accuracy, seed)).predictions
+    return replace(run, holdout=table.assign(person="h" + table["person"], fold=HOLDOUT))
+
+
+def printed(before: Run, after: Run, capsys: pytest.CaptureFixture[str]) -> str:
+    """The comparison as text in one line, from the holdout on."""
+    compare.print_pair(before, after, RESAMPLES)
+    text = " ".join(capsys.readouterr().out.split())
+    return text[text.index("The holdout" if "The holdout" in text else "No comparison on") :]
+
+
+def test_runs_with_the_same_holdout_are_compared_on_it(capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_run(LABELS, predict(LABELS, 0.9, 0), "before")
+    before = with_holdout(run, 0.2, 1)
+    after = with_holdout(replace(run, name="after"), 0.9, 2)
+    table = compare.compare_holdouts(before, after, RESAMPLES).set_index("score")
+    assert len(table) == 5
+    assert table.loc["accuracy", "verdict"] == "better"
+    assert set(table["people"]) == {40}
+    assert set(compare.compare_runs(before, after, RESAMPLES)["verdict"]) == {"no difference shown"}
+    text = printed(before, after, capsys)
+    assert "before (before) and after (after): 120 photos of 40 people" in text
+    assert "before: out of fold lies above the holdout by more than chance: macro F1" in text
+    assert "after: out of fold minus holdout: macro F1" in text
+    parts = compare.print_pair(before, after, RESAMPLES).groupby("part").size()
+    assert parts.to_dict() == {"out of fold": 23, "holdout": 5}
+
+
+def test_a_leak_gets_a_verdict_on_the_holdout() -> None:
+    run = make_run(LABELS, predict(LABELS, 0.3, 0), "before")
+    by_photo = change_run(run, fold=np.arange(120) % 5, predicted=LABELS)
+    before, after = with_holdout(run, 0.9, 1), with_holdout(by_photo, 0.3, 2)
+    assert set(compare.compare_runs(before, after, RESAMPLES)["verdict"]) == {"leak: no verdict"}
+    table = compare.compare_holdouts(before, after, RESAMPLES).set_index("score")
+    assert table.loc["macro F1, 18 classes", "verdict"] == "worse"
+
+
+def test_holdouts_of_different_people_are_not_compared(capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_run(LABELS, predict(LABELS, 0.6, 0))
+    one = with_holdout(run, 0.6, 1)
+    for other in (run, with_holdout(run, 0.6, 1, people=39)):
+        assert compare.compare_holdouts(one, other, RESAMPLES).empty
+        assert "the two runs do not have the same people in it" in printed(one, other, capsys)
+    compare.print_pair(run, run, RESAMPLES)
+    assert "holdout" not in capsys.readouterr().out
+
+
+def test_with_different_age_groups_the_holdout_is_scored_on_mask_and_gender() -> None:
+    before = with_holdout(make_run(LABELS, LABELS, "before"), 0.5, 0)
+    after = with_holdout(Run("after", before.predictions, class_names([25, 60])), 1.0, 0)
+    table = compare.print_pair(before, after, RESAMPLES)
+    holdout = table[table["part"] == "holdout"]
+    assert holdout["score"].to_list() == ["macro F1, mask", "macro F1, gender"]
+    assert (holdout["after"] == 1).all()
+
+
+def test_a_ranking_says_that_it_leaves_holdouts_out(capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_run(LABELS, predict(LABELS, 0.6, 0))
+    compare.print_ranking([run, run, with_holdout(run, 0.6, 1)], RESAMPLES)
+    assert "Holdouts are not shown" in capsys.readouterr().out
+
+
+def test_the_holdout_of_a_revision_is_read_if_it_has_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not in the first commit, by an older pipeline, and without rows in the second."""
+    monkeypatch.chdir(tmp_path)
+    start_repository()
+    out_of_fold = make_run(LABELS, LABELS).predictions
+    save_run(out_of_fold)
+    git("commit", "-qm", "before")
+    rows = out_of_fold[["person", "photo", "fold", "label"]].assign(fold=HOLDOUT)
+    holdout = probability_table(rows, np.eye(18, dtype=np.float32)[RELABELLED])
+    save_run(out_of_fold, holdout=holdout.iloc[:0])
+    git("commit", "-qm", "without")
+    save_run(out_of_fold, holdout=holdout)
+    assert read_run("HEAD~1").holdout is read_run("HEAD").holdout is None
+    run = read_run("workspace")
+    assert run.holdout is not None
+    assert run.holdout["predicted"].to_list() == RELABELLED.tolist()
+    assert run.holdout["person"].to_list() == out_of_fold["person"].to_list()
 
 
 # --- the command, on real revisions

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from face_attributes.errors import UserError
 from face_attributes.params import FoldParams
 from face_attributes.photos.labels import NUM_CLASSES
+from face_attributes.photos.tables import HOLDOUT
 from stages import folds
 from tests.conftest import Change, Run
 
@@ -46,8 +47,8 @@ def even_photos(people: int) -> pd.DataFrame:
     return photos_of(dict.fromkeys(range(6), people))
 
 
-def fold_params(count: int = 5, seed: int = 0) -> FoldParams:
-    return FoldParams(index=list(range(count)), group_by="person", seed=seed)
+def fold_params(count: int = 5, seed: int = 0, holdout: float = 0.0) -> FoldParams:
+    return FoldParams(index=list(range(count)), group_by="person", holdout=holdout, seed=seed)
 
 
 def assign(table: pd.DataFrame, params: FoldParams) -> folds.Folds:
@@ -115,6 +116,63 @@ def test_a_fold_without_a_class_is_an_error() -> None:
         folds.check_folds(table[~missing], fold_params(), NAMES)
 
 
+# --- the holdout
+
+
+def draw(table: pd.DataFrame, holdout: float, seed: int = 0, group: str = "person") -> pd.DataFrame:
+    """The photos in the holdout."""
+    params = fold_params(seed=seed, holdout=holdout)
+    return table[folds.draw_holdout(table["label"].to_numpy(), table[group], params)]
+
+
+@settings(max_examples=10, deadline=None)
+@given(
+    st.fixed_dictionaries({kind: st.integers(5, 40) for kind in range(6)}),
+    st.floats(0.1, 0.5),
+    st.integers(0, 1000),
+)
+def test_the_holdout_is_the_same_share_of_each_gender_and_age_group(
+    people: dict[int, int], share: float, seed: int
+) -> None:
+    table = photos_of(people)
+    holdout = draw(table, share, seed)
+    assert (holdout.groupby("person").size() == 7).all(), "people with all their photos"
+    chosen = holdout.groupby(holdout["label"] % 6)["person"].nunique()
+    for kind, count in people.items():
+        assert chosen.get(kind, 0) == round(share * count)
+
+
+def test_the_seed_determines_the_holdout_and_the_number_of_folds_does_not() -> None:
+    table = even_photos(10)
+    first, same, other = (set(draw(table, 0.2, seed)["person"]) for seed in (0, 0, 1000))
+    assert first == same != other
+    params = fold_params(count=3, holdout=0.2)
+    mask = folds.draw_holdout(table["label"].to_numpy(), table["person"], params)
+    assert set(table.loc[mask, "person"]) == first
+
+
+def test_of_twenty_draws_the_most_even_one_is_the_holdout() -> None:
+    """Half of the people have one photo of each mask state, the others five of masks worn."""
+    table = photos_of(dict.fromkeys(range(6), 20))
+    few = table["person"].str[-1].astype(int) % 2 == 0
+    table = table[~few | ~table["photo"].isin([f"{number}.jpg" for number in range(1, 5)])]
+    table = table.reset_index(drop=True)
+    labels = table["label"].to_numpy()
+    deviations = []
+    for seed in range(10):
+        chosen = draw(table, 0.2, seed)["person"].unique()
+        deviations.append(folds.holdout_deviation(labels, table["person"].isin(chosen)))
+    people = pd.Series(table["person"].unique())
+    single = [
+        folds.holdout_deviation(
+            labels,
+            table["person"].isin(people.groupby(people.str[0]).sample(frac=0.2, random_state=seed)),
+        )
+        for seed in range(50)
+    ]
+    assert max(deviations) <= np.median(single)
+
+
 @pytest.fixture
 def run_folds(run: Run) -> Callable[..., str]:
     """Run the stage on a table of photos and pairs of people who share a photo."""
@@ -166,6 +224,82 @@ def test_classes_with_too_few_people_are_an_error(run_folds: Callable[..., str])
     assert "class 5 (worn, female, 60 and over) has 3;" in error
     assert "class 8 (incorrect, male, 60 and over) has 0;" in error
     assert "class 17 (not worn, female, 60 and over) has 3: use fewer folds, or add" in error
+    assert not Path("out").exists()
+
+
+def test_the_stage_puts_the_holdout_in_no_fold(
+    run_folds: Callable[..., str], change: Change
+) -> None:
+    run_folds(even_photos(20))
+    without = json.loads(Path("out/metrics.json").read_text())
+    assert "holdout" not in without
+    change("folds.holdout", 0.2)
+    pairs = [(f"0-{number:03}", f"0-{number + 1:03}") for number in range(0, 9, 2)]
+    run_folds(even_photos(20), shared=pairs)
+    table = pd.read_csv("out/folds.csv")
+    people = table.groupby("person")["fold"].agg(["first", "nunique"])
+    assert (people["nunique"] == 1).all()
+    assert (people["first"] == HOLDOUT).sum() == 24
+    assert all(people["first"][first] == people["first"][second] for first, second in pairs)
+    metrics = json.loads(Path("out/metrics.json").read_text())
+    assert metrics["holdout"]["people"] == 24 and metrics["holdout"]["photos"] == 168
+    assert metrics["holdout"]["rarest_class_photos"] == 4
+    assert metrics["holdout"]["worst_class_deviation"] == pytest.approx(0, abs=1e-9)
+    assert list(metrics["people"]) == list(metrics["photos"]) == ["0", "1", "2", "3", "4"]
+    assert sum(metrics["people"].values()) == 96 and sum(metrics["photos"].values()) == 672
+
+
+def test_folds_by_photo_leave_the_holdout_by_person(
+    run_folds: Callable[..., str], change: Change
+) -> None:
+    change("folds.holdout", 0.2)
+    run_folds(even_photos(10))
+    by_person = pd.read_csv("out/folds.csv")
+    change("folds.group_by", "photo")
+    warning = run_folds(even_photos(10))
+    assert "the holdout is by person, and its scores do not leak" in warning
+    by_photo = pd.read_csv("out/folds.csv")
+    assert ((by_photo["fold"] == HOLDOUT) == (by_person["fold"] == HOLDOUT)).all()
+
+
+def test_corrections_move_nobody_into_the_holdout_or_out_of_it(
+    run_folds: Callable[..., str], change: Change
+) -> None:
+    change("folds.holdout", 0.2)
+    table = even_photos(20)
+    run_folds(table)
+    before = pd.read_csv("out/folds.csv")
+    table["given_label"] = table["label"]
+    table.loc[table["person"].isin(["0-003", "2-001"]), "label"] += 1
+    run_folds(table)
+    assert (pd.read_csv("out/folds.csv")["fold"] == before["fold"]).all()
+
+
+def test_a_holdout_that_leaves_too_few_people_is_an_error_that_counts_them(
+    run_folds: Callable[..., str], change: Change
+) -> None:
+    change("folds.holdout", 0.4)
+    error = run_folds(photos_of({**dict.fromkeys(range(5), 10), 5: 6}), code=1)
+    assert error == (
+        "error: folds.holdout: 0.4 leaves too few people for 5 folds, which need 5 in every class: "
+        "class 5 (worn, female, 60 and over) keeps 4 of 6; class 11 (incorrect, female, 60 and "
+        "over) keeps 4 of 6; class 17 (not worn, female, 60 and over) keeps 4 of 6: use a smaller "
+        "folds.holdout or fewer folds, or add people\n"
+    )
+    assert not Path("out").exists()
+
+
+def test_a_holdout_without_a_class_is_an_error_that_counts_its_people(
+    run_folds: Callable[..., str], change: Change
+) -> None:
+    change("folds.holdout", 0.05)
+    error = run_folds(photos_of({**dict.fromkeys(range(5), 20), 5: 6}), code=1)
+    assert error.startswith(
+        "error: folds.holdout: 0.05 holds out nobody of a class: class 5 (worn, female, 60 and "
+        "over) has 6 people; class 11 (incorrect, female, 60 and over) has 6 people; class 17"
+    )
+    assert error.endswith("use a larger folds.holdout (0 for none), or add people\n")
+    assert error.count("\n") == 1
     assert not Path("out").exists()
 
 

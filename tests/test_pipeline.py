@@ -12,7 +12,7 @@ import torch
 from face_attributes.inference.ensemble import mean_probabilities, read_networks
 from face_attributes.networks.device import choose_hardware
 from face_attributes.photos.packed import read_packed
-from face_attributes.photos.tables import PROBABILITIES
+from face_attributes.photos.tables import HOLDOUT, PROBABILITIES
 from tests.project import PEOPLE, Project
 
 pytestmark = pytest.mark.slow
@@ -94,6 +94,7 @@ def test_the_same_run_again_gives_the_same_bytes(project: Project) -> None:
         ("crop", {"side": 48}, {"crop", "weights", "report", "model_card"} | TRAIN),
         ("duplicates", {"similarity": 0.99}, {"duplicates", "report"}),
         ("folds", {"seed": 3}, {"folds", "report"}),
+        ("folds", {"holdout": 0.25}, {"folds", "report"}),
         ("weights", {"seed": 3}, {"weights", "report"}),
         ("train", {"freeze": "layer4"}, {"report", "model_card"} | TRAIN),
         ("train", {"device": "cpu"}, {"predict", "report", "model_card"} | TRAIN),
@@ -112,6 +113,42 @@ def test_a_parameter_outdates_exactly_the_stages_that_read_it(
     project.set(**{section: values})
     assert project.outdated() == expected
     project.run("git", "checkout", "-q", "params.yaml")
+
+
+def test_a_holdout_is_in_no_fold_and_scored_by_all_networks(project: Project) -> None:
+    data = project.folder / "data"
+    assert "holdout" not in project.metrics()
+    assert pd.read_csv(data / "predict/holdout.csv").empty
+    project.set(folds={"holdout": 0.25})
+    assert project.repro() == EVERYTHING - {"sample", "clean", "crop", "duplicates", "weights"}
+
+    folds = pd.read_csv(data / "folds/folds.csv", dtype={"person": str})
+    in_holdout = (folds["fold"] == HOLDOUT).to_numpy()
+    held_out = set(folds.loc[in_holdout, "person"])
+    assert len(held_out) >= 6 and held_out.isdisjoint(folds.loc[~in_holdout, "person"])
+    out_of_fold = pd.read_csv(data / "aggregate/out_of_fold.csv", dtype={"person": str})
+    assert set(out_of_fold["person"]) == set(folds.loc[~in_holdout, "person"])
+    holdout = pd.read_csv(data / "predict/holdout.csv", dtype={"person": str})
+    assert holdout["photo"].to_list() == folds.loc[in_holdout, "photo"].to_list()
+    hardware = choose_hardware("cpu", "auto", "device")
+    paths = [data / f"train/fold{fold}/network.safetensors" for fold in (0, 1)]
+    networks, recipe = read_networks(paths, hardware)
+    pixels = torch.from_numpy(read_packed(data / "crop/train.npy")[in_holdout])
+    means = mean_probabilities(networks, pixels, recipe, hardware, 256)
+    assert holdout[PROBABILITIES].to_numpy() == pytest.approx(means, abs=0.01)
+
+    scores = project.metrics()["holdout"]
+    assert (scores["people"], scores["photos"]) == (len(held_out), in_holdout.sum())
+    assert scores["interval_95"]["macro_f1"]["low"] <= scores["interval_95"]["macro_f1"]["high"]
+    assert "of the rarest class" in (project.folder / "reports/report.html").read_text()
+    assert "holdout (95%)" in (project.folder / "reports/model_card.md").read_text()
+    assert "No comparison on the holdout" in project.python("commands.compare", "HEAD")
+    project.run("git", "commit", "-qam", "a holdout")
+    text = project.python("commands.compare", "HEAD")
+    assert "The holdout, people in no fold, by the networks of all folds together" in text
+    project.run("git", "reset", "-q", "--hard", "HEAD~1")
+    project.restore()
+    assert project.outdated() == set()
 
 
 FRAME = ["command", "errors", "files", "params", "progress", "revisions"]

@@ -35,21 +35,29 @@ def test_predictions_are_the_mean_over_the_folds_in_the_order_of_info(
     for fold, network in enumerate(networks):
         path = Path(f"data/train/fold{fold}/network.safetensors")
         write_weights(path, network.state_dict(), recipe)
-    crops = np.random.default_rng(0).integers(0, 256, (2, SIDE, SIDE, 3), dtype=np.uint8)
-    write_packed(Path("evaluation.npy"), crops, 2, SIDE)
+    crops = np.random.default_rng(0).integers(0, 256, (6, SIDE, SIDE, 3), dtype=np.uint8)
+    write_packed(Path("crop/evaluation.npy"), crops[:2], 2, SIDE)
+    write_packed(Path("crop/train.npy"), crops[2:], 4, SIDE)
     rows = "photo,path,rejected\nz.jpg,z,\nbroken.jpg,b,truncated\na.jpg,a,\n"
     Path("evaluation.csv").write_text(rows)
-    Path("folds.csv").write_text("person,photo,label,fold\np,x,7,0\np,y,7,1\nq,z,3,1\n")
-    inputs = ["data/train", "evaluation.npy", "evaluation.csv", "folds.csv"]
-    run(predict.main, *inputs, "probabilities.csv", "submission.csv")
+    folds = "p,x,7,0\np,y,7,1\n0,h,3,-1\n0,i,4,-1\n"
+    Path("folds.csv").write_text("person,photo,label,fold\n" + folds)
+    inputs = ["data/train", "crop", "evaluation.csv", "folds.csv"]
+    run(predict.main, *inputs, "out", "submission.csv")
 
     with torch.inference_mode():
         images = normalise(torch.from_numpy(crops))
         expected = sum(network.eval()(images).softmax(1) for network in networks) / 2
-    probabilities = pd.read_csv("probabilities.csv")[PROBABILITIES].to_numpy()
-    assert probabilities[[0, 2]] == pytest.approx(expected.numpy(), abs=1e-4)
+    probabilities = pd.read_csv("out/probabilities.csv")[PROBABILITIES].to_numpy()
+    assert probabilities[[0, 2]] == pytest.approx(expected[:2].numpy(), abs=1e-4)
+    assert probabilities[1, 3] == probabilities[1, 0], "the shares of classes in the folds alone"
     submission = pd.read_csv("submission.csv")
     assert list(submission) == ["ImageID", "ans"]
     assert submission["ImageID"].to_list() == ["z.jpg", "broken.jpg", "a.jpg"]
-    first, second = expected.argmax(1).tolist()
+    first, second = expected[:2].argmax(1).tolist()
     assert submission["ans"].to_list() == [first, 7, second], "broken: the most common class"
+
+    holdout = pd.read_csv("out/holdout.csv", dtype={"person": str})
+    assert list(holdout) == ["person", "photo", "fold", "label", *PROBABILITIES]
+    assert holdout.iloc[:, :4].to_numpy().tolist() == [["0", "h", -1, 3], ["0", "i", -1, 4]]
+    assert holdout[PROBABILITIES].to_numpy() == pytest.approx(expected[4:].numpy(), abs=1e-4)

@@ -12,7 +12,7 @@ from face_attributes.files import read_json, write_json
 from stages import report
 from stages.report import age_errors, flatten, most_confident
 from tests.conftest import run_stage
-from tests.finished_run import MARKUP, write_finished_run
+from tests.finished_run import MARKUP, YOUNG, write_finished_run
 
 pytestmark = pytest.mark.slow
 
@@ -42,6 +42,8 @@ def test_the_page_shows_the_run_and_works_offline(page: Page, path: Path, width:
     expect(page.locator(".scores .first strong")).to_have_text(f"{macro_f1:.3f}")
     assert page.locator("figure svg").count() == 5
     assert page.locator("img[alt='attention map']").count() == 2 + 1
+    for part in ("header", "#scores", "#stages"):
+        assert "holdout" not in page.locator(part).inner_text()
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "no overflow"
     settings = page.locator("#made").inner_text()
     assert "train.freeze" in settings and "train.optimizer.ema" in settings
@@ -76,6 +78,27 @@ def test_a_leak_is_reported_at_the_top(page: Page, path: Path) -> None:
     write_json(path.parent / "leak.json", folds)
     page.goto(write_report(path.parent, "leak.html", "leak.json").as_uri())
     expect(page.locator("header .warn")).to_contain_text("3 people are in two folds")
+
+
+def test_scores_of_a_holdout_are_beside_those_out_of_fold(page: Page, tmp_path: Path) -> None:
+    folder = write_finished_run(tmp_path, holdout=YOUNG)
+    balance = {"photos": 7, "people": 1, "rarest_class_photos": 1, "worst_class_deviation": 0.25}
+    write_json(folder / "with.json", {**read_json(folder / "folds.json"), "holdout": balance})
+    page.goto(write_report(folder, "report.html", "with.json").as_uri())
+    expect(page.locator("header p").first).to_contain_text("14 photos of 2 people, each predicted")
+    expect(page.locator("header p").first).to_contain_text("7 photos of 1 people in no fold")
+    expect(page.locator(".scores .first")).to_contain_text("on the holdout 0.000 (0.000 to 0.000)")
+    expect(page.locator("#scores")).to_contain_text("Out of fold minus holdout: macro F1")
+    expect(page.locator("#stages")).to_contain_text("worst deviation from an even share 25.0%")
+    assert page.locator("#scores .warn").count() == 0
+
+    metrics = read_json(folder / "metrics.json")
+    metrics["holdout"]["out_of_fold_lead"]["accuracy"]["low"] = 0.01
+    write_json(folder / "metrics.json", metrics)
+    page.goto(write_report(folder, "report.html", "with.json").as_uri())
+    expect(page.locator("#scores .warn")).to_contain_text(
+        "Out of fold lies above the holdout by more than chance: accuracy"
+    )
 
 
 def test_age_errors_are_binned_by_years_from_the_nearest_edge() -> None:

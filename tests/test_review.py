@@ -44,7 +44,8 @@ def run_review(findings: Sequence[tuple[object, ...]] = FINDINGS) -> Path:
     table.to_csv("suspects.csv", index=False)
     tables = ["suspects.csv", "clean/photos.csv", "clean/evaluation.csv"]
     out = Path("reports/review.html")
-    run_stage(review.main, *tables, "crop", "out_of_fold.csv", "raw/corrections.csv", out)
+    predictions = ["out_of_fold.csv", "holdout.csv"]
+    run_stage(review.main, *tables, "crop", *predictions, "raw/corrections.csv", out)
     return out.resolve()
 
 
@@ -64,6 +65,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
         rows = pd.DataFrame(rng.dirichlet(np.ones(18), len(photos)), columns=PROBABILITIES)
         table = pd.concat([photos[["person", "photo"]], rows], axis=1)
         table.to_csv("out_of_fold.csv", index=False)
+        table.iloc[:0].to_csv("holdout.csv", index=False)
         run_review()
     return folder
 
@@ -317,3 +319,14 @@ def test_a_photo_without_a_prediction_has_no_probabilities(page: Page, copy: Pat
     page.goto(run_review().as_uri())
     shares = [article.locator(".share").count() for article in page.locator("article").all()]
     assert shares[1] > 0 and shares[2] == 0
+
+
+def test_a_photo_of_the_holdout_has_the_probabilities_of_the_ensemble(
+    page: Page, copy: Path
+) -> None:
+    predicted = pd.read_csv("out_of_fold.csv")
+    in_holdout = predicted["person"] == OLD
+    predicted[in_holdout].to_csv("holdout.csv", index=False)
+    predicted[~in_holdout].to_csv("out_of_fold.csv", index=False)
+    page.goto(run_review().as_uri())
+    assert page.locator("article").nth(2).locator(".share").count() > 0

@@ -5,7 +5,7 @@ age, above all near the edges of age groups.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import pytest
 
 from face_attributes.params import SuspectParams
 from face_attributes.photos.labels import GENDERS, MASK_BY_STEM, MASKS, encode
-from face_attributes.photos.tables import PROBABILITIES
+from face_attributes.photos.tables import HOLDOUT, PROBABILITIES
 from stages import suspects
 from tests.conftest import Run
 
@@ -164,19 +164,23 @@ def stage(run: Run, noisy: tuple[pd.DataFrame, dict[str, set[str]]]) -> Stage:
     """Run the stage on the noisy table; return the findings, the metrics and the output."""
 
     def run_suspects(
-        corrections: str = "", by_photo: bool = False
+        corrections: str = "", by_photo: bool = False, holdout: Sequence[str] = ()
     ) -> tuple[pd.DataFrame, dict[str, Any], str]:
         table, _ = noisy
         if by_photo:
             table = table.assign(fold=np.arange(len(table)) % 5)
         columns = ["person", "photo", "mask", "gender", "age", "label"]
         table[columns].to_csv("photos.csv", index=False)
-        table[["person", "photo", "fold", *PROBABILITIES]].to_csv("out_of_fold.csv", index=False)
+        in_holdout = table["person"].isin(holdout)
+        predictions = table[["person", "photo", "fold", *PROBABILITIES]]
+        predictions[~in_holdout].to_csv("out_of_fold.csv", index=False)
+        predictions[in_holdout].assign(fold=HOLDOUT).to_csv("holdout.csv", index=False)
         Path("duplicates.csv").write_text("person,photo,other_person,other_photo,similarity\n")
         header = "person,photo,field,old,new,reason,reviewer,decision,score\n"
         Path("corrections.csv").write_text(header + corrections)
-        inputs = ["out_of_fold.csv", "photos.csv", "duplicates.csv", "corrections.csv"]
-        result = run(suspects.main, *inputs, "suspects.csv", "suspects.json")
+        predicted = ["out_of_fold.csv", "holdout.csv"]
+        labels = ["photos.csv", "duplicates.csv", "corrections.csv"]
+        result = run(suspects.main, *predicted, *labels, "suspects.csv", "suspects.json")
         findings = pd.read_csv("suspects.csv", dtype={"person": str}, keep_default_na=False)
         return findings, json.loads(Path("suspects.json").read_text()), result.stdout
 
@@ -211,6 +215,17 @@ def test_rejected_findings_return_only_with_a_higher_score(stage: Stage) -> None
     assert len(remaining) == len(findings) - 3
     _, counts, _ = stage(rejections.format(score="0.1"))
     assert counts["rejected_before"] == 2
+
+
+def test_people_of_the_holdout_are_checked_like_all_others(
+    stage: Stage, noisy: tuple[pd.DataFrame, dict[str, set[str]]]
+) -> None:
+    """With the same predictions, the same findings."""
+    _, wrong = noisy
+    findings, counts, _ = stage()
+    in_holdout, counts_too, _ = stage(holdout=sorted(wrong["gender"] | wrong["swap"]))
+    pd.testing.assert_frame_equal(in_holdout, findings)
+    assert counts_too == counts
 
 
 def test_folds_by_photo_are_refused(stage: Stage) -> None:

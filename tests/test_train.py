@@ -8,6 +8,7 @@ import torch
 
 from face_attributes.errors import UserError
 from face_attributes.params import read_params
+from face_attributes.photos.tables import HOLDOUT
 from stages.train import announce, held_out_mask, make_fold, out_of_fold_table
 from tests.conftest import Change
 from tests.small import CPU, PARAMS
@@ -34,6 +35,15 @@ def test_fold_trains_on_the_other_folds() -> None:
     assert fold.training.tolist() == list(range(0, 36, 2))
     assert fold.validation.tolist() == list(range(1, 36, 2))
     assert fold.targets.argmax(dim=1).tolist() == FOLDS["label"].to_list()
+
+
+def test_no_fold_trains_on_the_holdout_or_holds_it_out() -> None:
+    table = pd.concat([FOLDS, FOLDS.iloc[:4].assign(fold=HOLDOUT)], ignore_index=True)
+    fold = make_fold(table, 0, read_params(PARAMS), torch.device("cpu"))
+    assert fold.training.tolist() == list(range(1, 36, 2))
+    assert fold.validation.tolist() == list(range(0, 36, 2))
+    with pytest.raises(UserError, match="there is no fold -1: the folds are 0, 1$"):
+        held_out_mask(table, HOLDOUT)
 
 
 def test_fold_without_a_photo_of_a_class_is_one_line() -> None:

@@ -14,6 +14,9 @@ from face_attributes.photos.labels import NUM_CLASSES
 
 PROBABILITIES = [f"p{label}" for label in range(NUM_CLASSES)]
 
+HOLDOUT = -1
+"""In the column `fold`: people of the holdout, whom no network is trained on."""
+
 SPACE_AFTER_QUOTE = re.compile(r'"[ \t]+(?=,|[\r\n]|$)')
 
 TEXT_COLUMNS = [
@@ -98,6 +101,17 @@ def read_stage_table(path: Path) -> pd.DataFrame:
         return pd.read_csv(path, dtype=dict.fromkeys(TEXT_COLUMNS, str), keep_default_na=False)
     except FileNotFoundError:
         raise UserError(f"{path} is missing: `dvc repro` makes it") from None
+
+
+def read_stage_tables(paths: Sequence[Path]) -> pd.DataFrame:
+    """Concatenate tables with the same columns that other stages wrote.
+
+    Raises:
+        UserError: if a file is missing.
+    """
+    tables = [read_stage_table(path) for path in paths]
+    # The columns of a table without rows have no type, and would take that of the others away.
+    return pd.concat([table for table in tables if len(table)] or tables[:1], ignore_index=True)
 
 
 def probability_table(rows: pd.DataFrame, probabilities: NDArray[np.float32]) -> pd.DataFrame:

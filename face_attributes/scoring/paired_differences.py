@@ -98,11 +98,16 @@ def shared_photos(tables: Sequence[pd.DataFrame]) -> list[pd.DataFrame]:
 
 def without_age(run: Run) -> Run:
     """Move all labels and predictions to the first age group, so only mask and gender count."""
-    mask_and_gender = {
-        column: run.predictions[column] - run.predictions[column] % NUM_AGE_GROUPS
-        for column in ("label", "predicted")
-    }
-    return replace(run, predictions=run.predictions.assign(**mask_and_gender))
+
+    def mask_and_gender(table: pd.DataFrame) -> pd.DataFrame:
+        columns = table[["label", "predicted"]]
+        return table.assign(**(columns - columns % NUM_AGE_GROUPS))
+
+    return replace(
+        run,
+        predictions=mask_and_gender(run.predictions),
+        holdout=None if run.holdout is None else mask_and_gender(run.holdout),
+    )
 
 
 def people_in_two_folds(predictions: pd.DataFrame) -> int:
