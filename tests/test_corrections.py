@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from commands import corrections
 from face_attributes.photos.label_edits import COLUMNS, OPTIONAL
 from face_attributes.photos.labels import class_names
+from face_attributes.photos.tables import HOLDOUT, probability_table
 from face_attributes.scoring.runs import Run
 from tests.conftest import Change, git, save_run, start_repository
 
@@ -167,6 +168,14 @@ def test_effect_reads_a_commit_and_the_workspace(command: Command) -> None:
     out = command("effect")
     assert "Macro F1 of 180 photos in both runs" in out
     assert "labels before" in out and "labels after" in out
+    assert "holdout" not in out
+    rows = table[["person", "photo", "fold", "label"]]
+    rows = rows.assign(person="h" + rows["person"], fold=HOLDOUT)
+    holdout = probability_table(rows, np.eye(18, dtype=np.float32)[rows["label"]])
+    save_run(table, holdout=holdout)
+    assert "note: without the holdout, which `python -m commands.compare` shows" in command(
+        "effect"
+    )
     assert "revision 'nowhere' cannot be read" in command("effect", "nowhere", code=1)
     save_run(table, class_names([25, 60]))
     assert "workspace has other age groups than HEAD" in command("effect", code=1)
