@@ -3,9 +3,9 @@
     python -m stages.predict data/train data/crop/evaluation.npy data/clean/evaluation.csv \\
         data/folds/folds.csv data/predict/probabilities.csv data/submission.csv
 
-Writes the probabilities (photo, p0 to p17: mean over the folds) and the submission (ImageID, ans),
-with the rows of info.csv in the same order. Unreadable photos get the most common class of the
-training set.
+Writes the probabilities (photo, p0 to p17: calibrated, geometric mean of the networks) and the
+submission (ImageID, ans), with the rows of info.csv in the same order. Unreadable photos get the
+most common class of the training set. `predict.tau` applies to the calibrated probabilities.
 """
 
 from pathlib import Path
@@ -20,9 +20,14 @@ from face_attributes.inference.ensemble import mean_probabilities, read_networks
 from face_attributes.networks.device import prepare_hardware
 from face_attributes.params import read_params
 from face_attributes.photos.packed import read_packed
-from face_attributes.photos.tables import PROBABILITIES, probability_table, read_stage_table
+from face_attributes.photos.tables import probability_table, read_stage_table
 from face_attributes.scoring.logit_adjustment import choose_tau, class_prior, predict_with_tau
-from face_attributes.scoring.out_of_fold import fold_folders, read_out_of_fold, remove_stale_folds
+from face_attributes.scoring.out_of_fold import (
+    calibrated_probabilities,
+    fold_folders,
+    read_out_of_fold,
+    remove_stale_folds,
+)
 
 
 @stage_command
@@ -37,7 +42,7 @@ def main(
 
     remove_stale_folds(results, params.folds.index)
     hardware = prepare_hardware(params.train.device, params.train.precision)
-    networks, recipe = read_networks(
+    networks, recipes = read_networks(
         [folder / "network.safetensors" for folder in fold_folders(results, params.folds.index)],
         hardware,
     )
@@ -45,7 +50,7 @@ def main(
     prior = class_prior(labels)
     probabilities = np.tile(prior.astype(np.float32), (len(evaluation), 1))
     probabilities[readable] = mean_probabilities(
-        networks, pixels, recipe, hardware, params.predict.batch_size
+        networks, pixels, recipes, hardware, params.predict.batch_size
     )
 
     table = probability_table(evaluation[["photo"]], probabilities)
@@ -53,7 +58,7 @@ def main(
     tau = params.predict.tau
     if tau == "auto":
         out_of_fold = read_out_of_fold(results, params.folds.index)
-        tau = choose_tau(out_of_fold[PROBABILITIES].to_numpy(), out_of_fold["label"].to_numpy())
+        tau = choose_tau(calibrated_probabilities(out_of_fold), out_of_fold["label"].to_numpy())
     answers = np.where(readable, predict_with_tau(probabilities, prior, tau), prior.argmax())
     write_table(submission, pd.DataFrame({"ImageID": evaluation["photo"], "ans": answers}))
     print(

@@ -49,7 +49,7 @@ def write_finished_run(folder: Path) -> Path:
         photos["fold"] = (photos["person"] != FEMALE).astype(int)
         for fold, part in photos.groupby("fold"):
             write_fold(int(str(fold)), part)
-        inputs = ["train", "submission.csv", raw / "answers.csv"]
+        inputs = ["train", "probabilities.csv", "submission.csv", raw / "answers.csv"]
         run_stage(aggregate.main, *inputs, "aggregate", "metrics.json")
     return folder
 
@@ -71,7 +71,7 @@ def write_stage_metrics() -> None:
 def write_fold(fold: int, photos: pd.DataFrame) -> None:
     """Write a fold's results: a random network, and predictions with the men's gender wrong."""
     folder = Path(f"train/fold{fold}")
-    recipe = make_recipe(read_params(), None)
+    recipe = make_recipe(read_params(), None, 1.0)
     state = build(recipe.model, SIDE, recipe.heads, seed=fold).state_dict()
     write_weights(folder / "network.safetensors", state, recipe)
     predicted = photos["label"] + 3 * (photos["gender"] == "male")

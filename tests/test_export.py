@@ -130,7 +130,7 @@ def original(workspace: Path) -> Probabilities:
     """The probabilities of all crops by the networks themselves."""
     source = export.read_source(Path("data/train"), None)
     probabilities = mean_probabilities(
-        source.networks, torch.from_numpy(CROPS), source.recipe, CPU, batch_size=16
+        source.networks, torch.from_numpy(CROPS), source.recipes, CPU, batch_size=16
     )
     assert probabilities.std(axis=0).max() > 0.01, "photos must differ for the tests to matter"
     return probabilities
@@ -202,8 +202,12 @@ def test_the_metadata_say_how_to_use_the_files_and_where_they_come_from() -> Non
     assert "1.7 times the box's longer side" in metadata["crop_rule"]
     assert "batch x 32 x 32 x 3, RGB" in metadata["input"]
     assert metadata["inside"].endswith(
-        "mean of a crop, closer and farther, and their mirror images, mean of 2 networks"
+        "mean of a crop, closer and farther, and their mirror images, "
+        "calibration by temperatures, geometric mean of 2 networks"
     )
+    assert metadata["temperatures"] == {"fold0": 1.0, "fold1": 1.5}
+    assert "temperature" not in metadata["recipe"]
+    assert "calibrated" in metadata["output"]
     commit = git("rev-parse", "HEAD").strip()
     assert metadata["exported_from"] == {"commit": commit, "changed": True}
     assert list(metadata["networks"]) == ["fold0", "fold1"]
