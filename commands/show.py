@@ -49,6 +49,11 @@ def main(
         f"± {scores['folds']['macro_f1_std']:.3f}; on the photos trained on "
         f"{scores['train']['macro_f1']:.3f}"
     )
+    calibration = scores["calibration"]
+    console.print(
+        f"expected calibration error {calibration['expected_calibration_error_after']:.3f}, before "
+        f"calibration {calibration['expected_calibration_error_before']:.3f}"
+    )
     for path, contents in OUTPUTS.items():
         console.print(f"  [bold]{path}[/bold]  {contents}", soft_wrap=True)
 
