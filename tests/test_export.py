@@ -82,7 +82,8 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             state = build(recipe.model, SIDE, recipe.heads, seed=fold).state_dict()
             state["fc.weight"] *= 20  # confident, so that photos get different probabilities
             results = Path(f"data/train/fold{fold}")
-            write_weights(results / "network.safetensors", state, recipe)
+            own = recipe.model_copy(update={"temperature": 1.0 + fold / 2})
+            write_weights(results / "network.safetensors", state, own)
             held_out = photos[fold == FOLD].assign(fold=fold, label=np.arange(PHOTOS // 2) % 18)
             held_out.to_csv(results / "out_of_fold.csv", index=False)
         yield folder
@@ -315,6 +316,6 @@ def test_a_mistake_is_one_line(arguments: list[str], message: str) -> None:
 
 def test_networks_too_large_for_onnx_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(portable, "MAX_ONNX_WEIGHTS", 1000)
-    program = portable.trace(Ensemble([SmallNetwork(18)], small_recipe(None)), SIDE)
+    program = portable.trace(Ensemble([SmallNetwork(18)], [small_recipe(None)]), SIDE)
     with pytest.raises(UserError, match="an ONNX file at most 2 GB: export one network with"):
         portable.to_onnx(program)
