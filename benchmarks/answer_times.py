@@ -53,6 +53,7 @@ def write_networks(folder: Path, side: int) -> None:
         age_edges=[30, 60],
         crop=read_params().crop.model_copy(update={"side": side}),
         fallback=None,
+        temperature=1.0,
     )
     for fold in range(5):
         state = build(recipe.model, side, recipe.heads, seed=fold).state_dict()
@@ -86,8 +87,8 @@ def reference(paths: Sequence[Path], networks: Path) -> None:
     """Classify one photo at a time, and print a line for each."""
     gc.freeze()  # as stages do (`face_attributes/command.py`)
     hardware = prepare_hardware("auto", "auto")
-    loaded, recipe = read_networks(list(find_networks(networks, None).values()), hardware)
-    ensemble = Ensemble(loaded, recipe)
+    loaded, recipes = read_networks(list(find_networks(networks, None).values()), hardware)
+    ensemble, recipe = Ensemble(loaded, recipes), recipes[0]
     print("header", flush=True)
     for path in paths:
         photo = open_photo(path)
@@ -101,8 +102,8 @@ def cpu_per_step(paths: Sequence[Path], networks: Path) -> dict[str, float]:
     """Measure the CPU milliseconds per photo of each step, in one thread."""
     use_one_thread()
     hardware = prepare_hardware("auto", "auto")
-    loaded, recipe = read_networks(list(find_networks(networks, None).values()), hardware)
-    ensemble = Ensemble(loaded, recipe)
+    loaded, recipes = read_networks(list(find_networks(networks, None).values()), hardware)
+    ensemble, recipe = Ensemble(loaded, recipes), recipes[0]
     spent = dict.fromkeys(("decode", "detect", "cut", "networks"), 0.0)
 
     def timed(step: str, work: Callable[..., Result], *arguments: object) -> Result:

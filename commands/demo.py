@@ -81,8 +81,8 @@ def main(
 
     listener = listen(port)
     hardware = prepare_hardware(device, precision, "--device")
-    members, recipe = read_networks(list(find_networks(networks, fold).values()), hardware)
-    ensemble = Ensemble(members, recipe)
+    members, recipes = read_networks(list(find_networks(networks, fold).values()), hardware)
+    ensemble, recipe = Ensemble(members, recipes), recipes[0]
 
     def answer(photo: BytesIO, fallback: bool) -> dict[str, Any]:
         examined = examine("", photo, recipe, fallback, max_pixels)

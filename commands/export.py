@@ -11,8 +11,8 @@ folder, for the mean of all folds' networks (or with `fold0` in place of `ensemb
 - `ensemble.int8.onnx`: smaller, and faster on most CPUs, with the measured loss in scores
 
 Each maps crops (uint8, any number x side x side x 3, RGB) to the probabilities of the 18 classes.
-Normalisation, mirror images, softmax and mean are included; finding and cropping the face is not.
-The metadata describe how that is done, name the classes, and identify the networks.
+Normalisation, mirror images, softmax, calibration and mean are included; finding and cropping the
+face is not. The metadata describe how that is done, name the classes, and identify the networks.
 """
 
 import platform
@@ -82,12 +82,12 @@ NO_ROWS: CropRows = np.empty(0, dtype=np.int64)
 
 
 class Source(NamedTuple):
-    """The networks to export, with the weight file of each fold and their common recipe."""
+    """The networks to export, with the weight file and the recipe of each fold."""
 
     name: str
     files: dict[int, Path]
     networks: list[torch.nn.Module]
-    recipe: Recipe
+    recipes: list[Recipe]
 
 
 def read_source(folder: Path, fold: int | None) -> Source:
@@ -133,25 +133,26 @@ def crop_rule(recipe: Recipe) -> str:
 
 def describe(source: Source, packages: Sequence[str]) -> dict[str, Any]:
     """Collect the metadata of a file: how to use it, and where it comes from."""
-    recipe = source.recipe
+    recipe = source.recipes[0]
     side = recipe.crop.side
-    means = [views] if (views := describe_views(recipe.prediction)) else []
-    means += [f"{len(source.networks)} networks"] if len(source.networks) > 1 else []
+    steps = ["ImageNet normalisation", recipe.model, "softmax"]
+    if views := describe_views(recipe.prediction):
+        steps.append(f"mean of {views}")
+    steps.append("calibration by temperatures")
+    if len(source.networks) > 1:
+        steps.append(f"geometric mean of {len(source.networks)} networks")
     return {
         "project": PROJECT,
         "input": f"crops: uint8, batch x {side} x {side} x 3, RGB; batch is any number from 1",
-        "output": "probabilities: float32, batch x 18, in the order of classes",
-        "inside": ", ".join(
-            [
-                "ImageNet normalisation",
-                recipe.model,
-                "softmax",
-                *(f"mean of {averaged}" for averaged in means),
-            ]
-        ),
+        "output": "probabilities: float32, batch x 18, calibrated, in the order of classes",
+        "inside": ", ".join(steps),
         "classes": class_names(recipe.age_edges),
         "crop_rule": crop_rule(recipe),
-        "recipe": recipe.model_dump(mode="json"),
+        "recipe": recipe.model_dump(mode="json", exclude={"temperature"}),
+        "temperatures": {
+            f"fold{fold}": recipe.temperature
+            for fold, recipe in zip(source.files, source.recipes, strict=True)
+        },
         "networks": {
             f"fold{fold}": f"sha256:{sha256(file)}" for fold, file in source.files.items()
         },
@@ -236,11 +237,10 @@ def predict_out_of_fold(
         rows: rows in `crops` of the photos of `held_out`.
     """
     probabilities = np.empty((2, len(rows), NUM_CLASSES), dtype=np.float32)
-    folds = list(zip(source.files, source.networks, strict=True))
-    for fold, network in progress(folds, len(folds), "int8: networks scored"):
+    folds = list(zip(source.files, source.networks, source.recipes, strict=True))
+    for fold, network, recipe in progress(folds, len(folds), "int8: networks scored"):
         in_fold = (held_out["fold"] == fold).to_numpy()
-        ensemble = Ensemble([network], source.recipe)
-        fp32 = to_onnx(trace(ensemble, source.recipe.crop.side))
+        fp32 = to_onnx(trace(Ensemble([network], [recipe]), recipe.crop.side))
         int8 = quantise(fp32, sample_crops(crops, CALIBRATION_CROPS, exclude=rows[in_fold]))
         probabilities[:, in_fold] = predict_onnx((fp32, int8), crops[rows[in_fold]])
     return probabilities
@@ -363,8 +363,8 @@ def main(
 ) -> None:
     """Write the networks to OUT as files that run without this project.
 
-    They map crops (uint8, batch x side x side x 3, RGB) to probabilities of 18 classes; their
-    metadata name the classes, and say how a crop is cut from a photo. ONNX needs
+    They map crops (uint8, batch x side x side x 3, RGB) to calibrated probabilities of 18 classes;
+    their metadata name the classes, and say how a crop is cut from a photo. ONNX needs
     `pip install -r requirements-export.txt`.
     """
     if int8 and format == "torch":
@@ -373,7 +373,7 @@ def main(
         check_onnx_packages()
     params = read_params()
     source = read_source(networks, fold)
-    recipe = source.recipe
+    recipe = source.recipes[0]
     table, training = read_stage_table(crops / "train.csv"), read_packed(crops / "train.npy")
     evaluation = read_packed(crops / "evaluation.npy")
     sample = sample_crops(evaluation if len(evaluation) else training, CHECK_CROPS)
@@ -384,10 +384,10 @@ def main(
         )
     pixels = torch.from_numpy(sample)
     batch_size = params.predict.batch_size
-    original = mean_probabilities(source.networks, pixels, recipe, CPU, batch_size)
+    original = mean_probabilities(source.networks, pixels, source.recipes, CPU, batch_size)
     described = describe(source, ONNX_PACKAGES if format != "torch" else ())
     print(f"export: networks of {networks}: {', '.join(described['networks'])} ({recipe.model})")
-    program = trace(Ensemble(source.networks, recipe), recipe.crop.side)
+    program = trace(Ensemble(source.networks, source.recipes), recipe.crop.side)
 
     if format != "onnx":
         content = to_torch(program, described)

@@ -57,6 +57,11 @@ def main(
             f"holdout, {holdout['photos']} photos of {holdout['people']} people in no fold: macro "
             f"F1 95% {low:.3f} to {high:.3f}; {describe_leads(holdout['out_of_fold_lead'])}"
         )
+    calibration = scores["calibration"]
+    console.print(
+        f"expected calibration error {calibration['expected_calibration_error_after']:.3f}, before "
+        f"calibration {calibration['expected_calibration_error_before']:.3f}"
+    )
     for path, contents in OUTPUTS.items():
         console.print(f"  [bold]{path}[/bold]  {contents}", soft_wrap=True)
 

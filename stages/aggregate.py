@@ -1,12 +1,13 @@
 """Aggregate: out-of-fold predictions of all folds -> metrics.json, tables and plots.
 
-    python -m stages.aggregate data/train data/predict/holdout.csv data/submission.csv \\
+    python -m stages.aggregate data/train data/predict data/submission.csv \\
         data/sample/eval/answers.csv data/aggregate metrics.json
 
 Each training photo is scored by the one network that was not trained on its person, and each photo
 of the holdout by all networks together, of which none was. Writes
 metrics.json and, to the output folder, `out_of_fold.csv` (person, photo, fold, label, predicted, p0
-to p17), `confusion.csv`, `f1_per_class.csv` and `learning_curves.csv`, which DVC plots.
+to p17, each fold calibrated on the others), `confusion.csv`, `f1_per_class.csv` and
+`learning_curves.csv`, which DVC plots.
 """
 
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from face_attributes.files import write_json, write_table
 from face_attributes.params import AggregateParams, read_params
 from face_attributes.photos.labels import NUM_CLASSES, class_names
 from face_attributes.photos.tables import PROBABILITIES, read_stage_table, read_text_table
+from face_attributes.scoring.calibration import calibration_table, expected_calibration_error
 from face_attributes.scoring.holdout import describe_leads, out_of_fold_leads
 from face_attributes.scoring.logit_adjustment import choose_tau, predict_with_nested_tau
 from face_attributes.scoring.metrics import (
@@ -33,7 +35,13 @@ from face_attributes.scoring.metrics import (
     interval,
     resample_people,
 )
-from face_attributes.scoring.out_of_fold import fold_folders, read_fold_metrics, read_out_of_fold
+from face_attributes.scoring.out_of_fold import (
+    calibrated_probabilities,
+    fold_folders,
+    read_fold_metrics,
+    read_out_of_fold,
+)
+from face_attributes.scoring.temperature import Probabilities, fit_temperature
 
 
 def score_out_of_fold(
@@ -121,14 +129,38 @@ def mean_fold_scores(folds: Sequence[dict[str, Any]]) -> dict[str, dict[str, flo
     }
 
 
-def score_tuned_tau(table: pd.DataFrame) -> dict[str, float]:
-    """Scores with tau tuned for each fold on the other folds, and the best tau on all folds."""
+def score_calibration(table: pd.DataFrame, calibrated: Probabilities) -> dict[str, float]:
+    """Expected calibration error before and after scaling, and the temperature of all folds.
+
+    Args:
+        table: label, p0 to p17, uncalibrated.
+        calibrated: the same probabilities (N x 18), each fold calibrated on the other folds.
+    """
+    labels, raw = table["label"].to_numpy(), table[PROBABILITIES].to_numpy()
+    before, after = (
+        expected_calibration_error(calibration_table(probabilities, labels))
+        for probabilities in (raw, calibrated)
+    )
+    return {
+        "temperature": fit_temperature(raw, labels),
+        "expected_calibration_error_before": before,
+        "expected_calibration_error_after": after,
+    }
+
+
+def score_tuned_tau(table: pd.DataFrame, calibrated: Probabilities) -> dict[str, float]:
+    """Scores with tau tuned for each fold on the other folds, and the best tau on all folds.
+
+    Args:
+        table: fold, label, p0 to p17, uncalibrated.
+        calibrated: as for `score_calibration`.
+    """
     labels = table["label"].to_numpy()
-    probabilities = table[PROBABILITIES].to_numpy()
-    predicted = predict_with_nested_tau(probabilities, labels, table["fold"].to_numpy())
+    raw, folds = table[PROBABILITIES].to_numpy(), table["fold"].to_numpy()
+    predicted = predict_with_nested_tau(raw, labels, folds)
     counts = confusion(table["label"], pd.Series(predicted))
     scores = {name: float(SCORES[name](counts)) for name in ("macro_f1", "accuracy")}
-    return {"tau": choose_tau(probabilities, labels), **scores}
+    return {"tau": choose_tau(calibrated, labels), **scores}
 
 
 def score_evaluation(submission: Path, answers: Path) -> dict[str, float]:
@@ -154,6 +186,20 @@ def score_evaluation(submission: Path, answers: Path) -> dict[str, float]:
         print(f"aggregate: {answers} has answers for {len(given)} of {len(predicted)} photos")
     counts = confusion(given["ans"].astype(int), predicted.loc[given["ImageID"]])
     return {name: float(score(counts)) for name, score in SCORES.items()}
+
+
+def evaluation_calibration_error(probabilities: Path, answers: Path) -> dict[str, float]:
+    """Expected calibration error of the ensemble on the evaluation photos with answers.
+
+    Empty if the table has no answers; `score_evaluation` checks them.
+    """
+    given = read_text_table(answers, ["ImageID", "ans"])
+    if given.empty:
+        return {}
+    table = pd.read_csv(probabilities, dtype={"photo": str}).set_index("photo")
+    predicted = table.loc[given["ImageID"], PROBABILITIES].to_numpy()
+    bins = calibration_table(predicted, given["ans"].to_numpy(np.int64))
+    return {"expected_calibration_error_evaluation": expected_calibration_error(bins)}
 
 
 def confusion_table(
@@ -185,15 +231,16 @@ def learning_curves(results: Path, index: Sequence[int]) -> pd.DataFrame:
 
 @stage_command
 def main(
-    results: Path, holdout: Path, submission: Path, answers: Path, out: Path, metrics: Path
+    results: Path, predictions: Path, submission: Path, answers: Path, out: Path, metrics: Path
 ) -> None:
-    """Score the folds in RESULTS and HOLDOUT; write tables to OUT and the scores to METRICS."""
+    """Score the folds in RESULTS and the ensemble's PREDICTIONS; write OUT and METRICS."""
     params = read_params()
     index = params.folds.index
     names = class_names(params.labels.age_edges)
     table = read_out_of_fold(results, index)
     table.insert(4, "predicted", table[PROBABILITIES].to_numpy().argmax(axis=1))
-    held_out = read_stage_table(holdout)
+    calibrated = calibrated_probabilities(table)
+    held_out = read_stage_table(predictions / "holdout.csv")
     held_out["predicted"] = held_out[PROBABILITIES].to_numpy().argmax(axis=1)
 
     scores, classes = score_out_of_fold(table, names, params.aggregate)
@@ -202,12 +249,17 @@ def main(
         "folds": score_folds(table),
         **mean_fold_scores(read_fold_metrics(results, index)),
         "f1_per_class": dict(zip(names, classes["f1"].fillna(0), strict=True)),
-        "tuned_tau": score_tuned_tau(table),
+        "tuned_tau": score_tuned_tau(table, calibrated),
         "evaluation": score_evaluation(submission, answers),
+    }
+    all_scores["calibration"] = {
+        **score_calibration(table, calibrated),
+        **evaluation_calibration_error(predictions / "probabilities.csv", answers),
     }
     if len(held_out):
         all_scores["holdout"] = score_holdout(held_out, table, params.aggregate)
-    write_table(out / "out_of_fold.csv", table)
+    table[PROBABILITIES] = calibrated
+    write_table(out / "out_of_fold.csv", table, float_format="%.6g")
     confusion = confusion_table(table["label"], table["predicted"], names)
     write_table(out / "confusion.csv", confusion, float_format="%.4f")
     write_table(out / "f1_per_class.csv", classes, float_format="%.4f")

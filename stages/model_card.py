@@ -20,8 +20,7 @@ from face_attributes.pages.rendering import render
 from face_attributes.params import read_params
 from face_attributes.photos.label_edits import read_corrections
 from face_attributes.photos.labels import age_group, attribute_names
-from face_attributes.photos.tables import PROBABILITIES, read_stage_table
-from face_attributes.scoring.calibration import calibration_table, expected_calibration_error
+from face_attributes.photos.tables import read_stage_table
 from face_attributes.scoring.groups import Gap, score_groups
 from face_attributes.scoring.holdout import describe_leads
 from face_attributes.scoring.metrics import SCORE_NAMES
@@ -88,7 +87,6 @@ def main(
     predictions = read_stage_table(aggregate / "out_of_fold.csv")
     table = join_people(predictions, read_stage_table(clean / "photos.csv"), edges)
     groups = score_all_groups(table, min_people, params.aggregate.bootstrap)
-    bins = calibration_table(table[PROBABILITIES].to_numpy(float), table["label"].to_numpy())
     card = render(
         "model_card.md",
         metrics=scores,
@@ -102,7 +100,6 @@ def main(
         classes=add_people(pd.read_csv(aggregate / "f1_per_class.csv"), table),
         groups=groups,
         min_people=min_people,
-        calibration_error=expected_calibration_error(bins),
         corrections=count_corrections(read_corrections(corrections)),
         by_photo=params.folds.group_by == "photo",
         edges=edges,

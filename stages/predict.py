@@ -3,10 +3,11 @@
     python -m stages.predict data/train data/crop data/clean/evaluation.csv \\
         data/folds/folds.csv data/predict data/submission.csv
 
-Writes to the output folder `probabilities.csv` (photo, p0 to p17: mean over the folds) and
-`holdout.csv` (person, photo, fold, label, p0 to p17; no rows without `folds.holdout`); and the
-submission (ImageID, ans). The evaluation photos are the rows of info.csv in the same order.
-Unreadable ones get the most common class of the training set.
+Writes to the output folder `probabilities.csv` (photo, p0 to p17: calibrated, geometric mean of the
+networks) and `holdout.csv` (person, photo, fold, label, p0 to p17; no rows without
+`folds.holdout`); and the submission (ImageID, ans). The evaluation photos are the rows of info.csv
+in the same order. Unreadable ones get the most common class of the training set. `predict.tau`
+applies to the calibrated probabilities.
 """
 
 from functools import partial
@@ -22,14 +23,14 @@ from face_attributes.inference.ensemble import mean_probabilities, read_networks
 from face_attributes.networks.device import prepare_hardware
 from face_attributes.params import read_params
 from face_attributes.photos.packed import read_packed
-from face_attributes.photos.tables import (
-    HOLDOUT,
-    PROBABILITIES,
-    probability_table,
-    read_stage_table,
-)
+from face_attributes.photos.tables import HOLDOUT, probability_table, read_stage_table
 from face_attributes.scoring.logit_adjustment import choose_tau, class_prior, predict_with_tau
-from face_attributes.scoring.out_of_fold import fold_folders, read_out_of_fold, remove_stale_folds
+from face_attributes.scoring.out_of_fold import (
+    calibrated_probabilities,
+    fold_folders,
+    read_out_of_fold,
+    remove_stale_folds,
+)
 
 
 @stage_command
@@ -43,7 +44,7 @@ def main(results: Path, crop: Path, photos: Path, folds: Path, out: Path, submis
 
     remove_stale_folds(results, params.folds.index)
     hardware = prepare_hardware(params.train.device, params.train.precision)
-    networks, recipe = read_networks(
+    networks, recipes = read_networks(
         [folder / "network.safetensors" for folder in fold_folders(results, params.folds.index)],
         hardware,
     )
@@ -57,7 +58,7 @@ def main(results: Path, crop: Path, photos: Path, folds: Path, out: Path, submis
     predict = partial(
         mean_probabilities,
         networks,
-        recipe=recipe,
+        recipes=recipes,
         hardware=hardware,
         batch_size=params.predict.batch_size,
     )
@@ -73,7 +74,7 @@ def main(results: Path, crop: Path, photos: Path, folds: Path, out: Path, submis
     tau = params.predict.tau
     if tau == "auto":
         out_of_fold = read_out_of_fold(results, params.folds.index)
-        tau = choose_tau(out_of_fold[PROBABILITIES].to_numpy(), out_of_fold["label"].to_numpy())
+        tau = choose_tau(calibrated_probabilities(out_of_fold), out_of_fold["label"].to_numpy())
     answers = np.where(readable, predict_with_tau(probabilities, prior, tau), prior.argmax())
     write_table(submission, pd.DataFrame({"ImageID": evaluation["photo"], "ans": answers}))
     print(

@@ -39,7 +39,7 @@ from face_attributes.photos.packed import Pixels, read_packed
 from face_attributes.photos.tables import PROBABILITIES, read_stage_table
 from face_attributes.progress import progress
 from face_attributes.revisions import git_state, read_metrics
-from face_attributes.scoring.calibration import calibration_table, expected_calibration_error
+from face_attributes.scoring.calibration import calibration_table
 from face_attributes.scoring.groups import f1_per_attribute
 from face_attributes.scoring.holdout import describe_leads
 from face_attributes.scoring.metrics import (
@@ -49,7 +49,7 @@ from face_attributes.scoring.metrics import (
     interval,
     resample_people,
 )
-from face_attributes.scoring.out_of_fold import read_fold_metrics
+from face_attributes.scoring.out_of_fold import read_fold_metrics, read_out_of_fold
 from face_attributes.scoring.paired_differences import (
     compare_scores,
     format_difference,
@@ -256,6 +256,7 @@ def compare_with_last_commit(
 
 def score_content(
     table: pd.DataFrame,
+    uncalibrated: pd.DataFrame,
     fit: pd.DataFrame,
     classes: pd.DataFrame,
     curves: pd.DataFrame,
@@ -265,6 +266,7 @@ def score_content(
 
     Args:
         table: from `join_photos`.
+        uncalibrated: label, p0 to p17, from `read_out_of_fold`.
         fit: from `fit_table`.
         classes: F1 per class, from the stage `aggregate`.
         curves: learning curves, from the stage `aggregate`.
@@ -273,15 +275,24 @@ def score_content(
     by_person = counts_by_person(table)
     curves = curves.assign(epoch=curves["epoch"] + 1)
     kept = fit.loc[fit["part"] == "held out", ["fold", "epoch"]]
-    bins = calibration_table(table[PROBABILITIES].to_numpy(float), table["label"].to_numpy())
+    bins, raw_bins = (
+        calibration_table(
+            predictions[PROBABILITIES].to_numpy(float), predictions["label"].to_numpy()
+        )
+        for predictions in (table, uncalibrated)
+    )
     ages = age_errors(table, edges, resamples)
     return {
         "counts": by_person.sum(axis=0).astype(int).tolist(),
         "classes": classes,
         "attributes": f1_per_attribute(by_person, attribute_names(edges), resamples),
         "ages": ages,
-        "bins": bins,
-        "calibration_error": expected_calibration_error(bins),
+        "bins": pd.concat(
+            [
+                raw_bins.assign(probabilities="before calibration"),
+                bins.assign(probabilities="calibrated"),
+            ]
+        ),
         "fit": fit,
         "losses": curves.pivot(
             index=["fold", "epoch"], columns="curve", values="loss"
@@ -289,7 +300,7 @@ def score_content(
         "charts": {
             "f1": charts.f1_chart(classes.rename(columns={"class": "name"})),
             "curves": charts.learning_chart(curves, kept),
-            "calibration": charts.calibration_chart(bins),
+            "calibration": charts.calibration_chart(bins, raw_bins),
             "ages": charts.age_chart(ages),
             "fit": charts.fit_chart(fit),
         },
@@ -385,7 +396,14 @@ def main(
         params=flatten(params.model_dump(exclude=PAGE_SECTIONS)),
         machine=machine_info(),
         times=stage_times(TIMES),
-        **score_content(table, fit_table(index, stages["train"]), classes, curves, params),
+        **score_content(
+            table,
+            read_out_of_fold(results, index),
+            fit_table(index, stages["train"]),
+            classes,
+            curves,
+            params,
+        ),
         **photo_content(table, read_packed(crop / "train.npy"), results, params),
     )
     with write_whole(out) as file:

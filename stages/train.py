@@ -5,8 +5,10 @@
 
 Writes to the output folder:
 
-- `network.safetensors`: the weights of the best epoch, and their recipe
-- `out_of_fold.csv`: person, photo, fold, label and probabilities p0 to p17 of the held-out photos
+- `network.safetensors`: the weights of the best epoch, and their recipe, with the temperature that
+  calibrates the network on the held-out photos
+- `out_of_fold.csv`: person, photo, fold, label and probabilities p0 to p17 of the held-out photos,
+  uncalibrated: the temperature was fitted to their labels
 - `history.csv`: losses and scores, one row per epoch
 - `metrics.json`: the best epoch, training and validation scores, number of parameters; training
   photos are scored without the views of `train.prediction.zoom`, which would triple the work
@@ -31,7 +33,13 @@ from face_attributes.networks.freezing import count_parameters, freeze
 from face_attributes.networks.recipe import make_recipe
 from face_attributes.networks.weight_files import load_network, write_weights
 from face_attributes.params import Params, read_params
-from face_attributes.photos.tables import HOLDOUT, probability_table, read_stage_table
+from face_attributes.photos.tables import (
+    HOLDOUT,
+    PROBABILITIES,
+    probability_table,
+    read_stage_table,
+)
+from face_attributes.scoring.temperature import fit_temperature
 from face_attributes.training.checkpoint import Checkpoint
 from face_attributes.training.feature_store import open_store
 from face_attributes.training.fingerprint import fingerprint
@@ -159,9 +167,12 @@ def main(
 
     predicted = result.inputs.predict(fold.validation, train.prediction)
     metrics = make_metrics(result, fold, predicted, parameters)
-    recipe = make_recipe(params, read_json(crop / "fallback.json")["box"])
-    write_weights(out / "network.safetensors", network.state_dict(), recipe)
     probabilities = out_of_fold_table(table, fold, predicted)
+    temperature = fit_temperature(
+        probabilities[PROBABILITIES].to_numpy(float), probabilities["label"].to_numpy()
+    )
+    recipe = make_recipe(params, read_json(crop / "fallback.json")["box"], temperature)
+    write_weights(out / "network.safetensors", network.state_dict(), recipe)
     write_table(out / "out_of_fold.csv", probabilities, float_format="%.6g")
     write_table(out / "history.csv", pd.DataFrame(result.history), float_format="%.6f")
     write_json(out / "metrics.json", metrics)

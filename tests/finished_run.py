@@ -51,7 +51,7 @@ def write_finished_run(folder: Path, holdout: str = "nobody") -> Path:
         for fold in (0, 1):
             write_fold(fold, photos[photos["fold"] == fold])
         predict(photos[photos["fold"] == HOLDOUT]).to_csv("holdout.csv", index=False)
-        inputs = ["train", "holdout.csv", "submission.csv", raw / "answers.csv"]
+        inputs = ["train", ".", "submission.csv", raw / "answers.csv"]
         run_stage(aggregate.main, *inputs, "aggregate", "metrics.json")
     return folder
 
@@ -81,7 +81,7 @@ def predict(photos: pd.DataFrame) -> pd.DataFrame:
 def write_fold(fold: int, photos: pd.DataFrame) -> None:
     """Write a fold's results: a random network, and predictions."""
     folder = Path(f"train/fold{fold}")
-    recipe = make_recipe(read_params(), None)
+    recipe = make_recipe(read_params(), None, 1.0)
     state = build(recipe.model, SIDE, recipe.heads, seed=fold).state_dict()
     write_weights(folder / "network.safetensors", state, recipe)
     predict(photos).to_csv(folder / "out_of_fold.csv", index=False)

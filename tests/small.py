@@ -67,11 +67,15 @@ def small_recipe(fallback: list[float] | None) -> Recipe:
         age_edges=[30, 60],
         crop=read_params(PARAMS).crop.model_copy(update={"side": 32}),
         fallback=fallback,
+        temperature=1.0,
     )
 
 
 def write_networks(folder: Path, recipe: Recipe, folds: int = 2) -> None:
-    """Write a random network for each fold, whose predictions differ between photos."""
+    """Write a random network for each fold, whose predictions differ between photos.
+
+    Fold 0 has the temperature of the recipe, each other one is 1.5 times as hot as the one before.
+    """
     for fold in range(folds):
         network = build(recipe.model, recipe.crop.side, recipe.heads, seed=fold).train()
         for module in network.modules():
@@ -80,7 +84,8 @@ def write_networks(folder: Path, recipe: Recipe, folds: int = 2) -> None:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(fold)
             network(torch.randn(16, 3, recipe.crop.side, recipe.crop.side))
-        write_weights(folder / f"fold{fold}/network.safetensors", network.state_dict(), recipe)
+        own = recipe.model_copy(update={"temperature": recipe.temperature * 1.5**fold})
+        write_weights(folder / f"fold{fold}/network.safetensors", network.state_dict(), own)
 
 
 def png_header(width: int, height: int) -> bytes:

@@ -40,6 +40,11 @@ def two_folds(change: Change) -> None:
     write_fold(1, correct=False)
     write_holdout(people=0)
     pd.DataFrame({"ImageID": ["b.jpg", "a.jpg"], "ans": [3, 4]}).to_csv("s.csv", index=False)
+    evaluation = pd.DataFrame({"photo": ["b.jpg", "a.jpg"]})
+    evaluation[PROBABILITIES] = 0.1 / 16
+    evaluation.loc[0, ["p3", "p5"]] = 0.7, 0.2
+    evaluation.loc[1, ["p4", "p5"]] = 0.8, 0.1
+    evaluation.to_csv("probabilities.csv", index=False)
 
 
 def write_holdout(people: int) -> None:
@@ -56,7 +61,7 @@ def write_holdout(people: int) -> None:
 def run_aggregate(run: Run, answers: str, code: int = 0) -> tuple[dict[str, Any], str]:
     """metrics.json and the output, with rows of the table of answers."""
     Path("answers.csv").write_text("ImageID,ans\n" + answers)
-    arguments = ["data/train", "holdout.csv", "s.csv", "answers.csv", "out", "metrics.json"]
+    arguments = ["data/train", ".", "s.csv", "answers.csv", "out", "metrics.json"]
     output = run(aggregate.main, *arguments, code=code).output
     return json.loads(Path("metrics.json").read_text()), output
 
@@ -121,10 +126,41 @@ def test_without_a_holdout_there_are_no_scores_of_it(run: Run) -> None:
 
 
 def test_evaluation_scores_cover_the_photos_with_answers(run: Run) -> None:
-    assert run_aggregate(run, "")[0]["evaluation"] == {}
+    unanswered = run_aggregate(run, "")[0]
+    assert unanswered["evaluation"] == {}
+    assert "expected_calibration_error_evaluation" not in unanswered["calibration"]
     metrics, output = run_aggregate(run, "b.jpg,4\n")
     assert metrics["evaluation"]["accuracy"] == 0
     assert "answers.csv has answers for 1 of 2 photos" in output
+
+
+def test_the_calibration_error_covers_the_ensembles_probabilities(run: Run) -> None:
+    """One photo is right with 0.8, one wrong with 0.7: in two bins."""
+    metrics, _ = run_aggregate(run, "a.jpg,4\nb.jpg,5\n")
+    error = metrics["calibration"]["expected_calibration_error_evaluation"]
+    assert error == pytest.approx((0.2 + 0.7) / 2, abs=1e-5)
+
+
+def test_out_of_fold_probabilities_are_calibrated_on_the_other_folds(run: Run) -> None:
+    """Predictions with 0.5 that are right 9 times of 10: they become 0.9."""
+    for fold in (0, 1):
+        path = Path(f"data/train/fold{fold}/out_of_fold.csv")
+        table = pd.read_csv(path).iloc[np.arange(180) % 18]
+        predicted = (table["label"] + 6 * (np.arange(180) >= 162)) % 18
+        table[PROBABILITIES] = 0.5 / 17
+        table[PROBABILITIES] += (0.5 - 0.5 / 17) * np.eye(18)[predicted]
+        table.to_csv(path, index=False)
+    metrics, _ = run_aggregate(run, "")
+    calibration = metrics["calibration"]
+    assert calibration["expected_calibration_error_before"] == pytest.approx(0.4, abs=1e-5)
+    assert calibration["expected_calibration_error_after"] < 0.001
+    # (0.5 / (0.5 / 17)) ** (1 / T) are odds of 0.9 to 0.1 / 17.
+    expected = np.log(17) / np.log(0.9 / (0.1 / 17))
+    assert calibration["temperature"] == pytest.approx(expected, abs=1e-3)
+    table = pd.read_csv("out/out_of_fold.csv")
+    assert table[PROBABILITIES].max(axis=1).to_numpy() == pytest.approx(0.9, abs=1e-3)
+    assert (table[PROBABILITIES].to_numpy().argmax(axis=1) == table["predicted"]).all()
+    assert metrics["accuracy"] == pytest.approx(0.9)
 
 
 @pytest.mark.parametrize(

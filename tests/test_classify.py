@@ -142,7 +142,7 @@ def test_boxes_and_probabilities_equal_the_pipelines(
     run(clean.main, raw / "train", raw / "eval", raw / "corrections.csv", "clean")
     run(crop.main, "clean", "data/detectors", "crop")
     fallback = json.loads(Path("crop/fallback.json").read_text())["box"]
-    write_networks(Path("results"), make_recipe(read_params(), fallback))
+    write_networks(Path("results"), make_recipe(read_params(), fallback, 1.0))
     photos = pd.read_csv("clean/photos.csv")[["person", "photo", "label"]]
     photos.assign(fold=0).to_csv("folds.csv", index=False)
     run(predict.main, "results", "crop", "clean/evaluation.csv", "folds.csv", ".", "submission.csv")
@@ -206,7 +206,8 @@ def test_the_networks_are_averaged_unless_one_fold_is_chosen(portraits: list[Pat
         for fold in ([], ["--fold", 0], ["--fold", 1])
     )
     assert first != second
-    assert mean == pytest.approx(np.mean([first, second], axis=0), abs=1e-5)
+    product = np.sqrt(np.multiply(first, second))
+    assert mean == pytest.approx(product / product.sum(), abs=1e-5)
 
 
 def test_with_fallback_a_photo_without_a_face_is_classified(networks: Recipe) -> None:

@@ -19,16 +19,24 @@ def network_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("fold*/network.safetensors"))
 
 
-def test_probabilities_are_the_mean_over_networks_and_views(trained: Path) -> None:
-    networks, recipe = read_networks(network_files(trained), CPU)
+def test_probabilities_are_the_geometric_mean_of_calibrated_networks(trained: Path) -> None:
+    """Each network's are the mean over its views, to the power of 1 / temperature."""
+    networks, recipes = read_networks(network_files(trained), CPU)
+    assert [recipe.temperature for recipe in recipes] == [1.0, 1.5]
+    recipe = recipes[0]
     crops = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
     images = (crops / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
     views = make_views(torch.from_numpy(images.transpose(0, 3, 1, 2)).float(), recipe.prediction)
     assert (len(networks), len(views)) == (2, 6)
     with torch.inference_mode():
-        expected = [network(view).softmax(1).numpy() for network in networks for view in views]
-    mean = mean_probabilities(networks, torch.from_numpy(crops), recipe, CPU, batch_size=16)
-    assert mean == pytest.approx(np.mean(expected, axis=0), abs=1e-5)
+        first, second = (
+            np.mean([network(view).softmax(1).numpy() for view in views], axis=0)
+            for network in networks
+        )
+    product = np.sqrt(first * second ** (1 / 1.5))
+    expected = product / product.sum(axis=1, keepdims=True)
+    mean = mean_probabilities(networks, torch.from_numpy(crops), recipes, CPU, batch_size=16)
+    assert mean == pytest.approx(expected, abs=1e-5)
     assert mean.std(axis=0).max() > 0.01, "photos must differ for the test to mean anything"
 
 
@@ -36,7 +44,7 @@ def test_networks_keep_the_age_edges_they_were_trained_with(tmp_path: Path) -> N
     recipe = small_recipe(None).model_copy(update={"heads": "ages", "age_edges": [20, 50]})
     write_networks(tmp_path, recipe, folds=1)
     (network,), read = read_networks(network_files(tmp_path), CPU)
-    assert read == recipe
+    assert read == [recipe]
     head = network.get_submodule(head_name(network))
     assert isinstance(head, AgesHead)
     assert head.group_sizes == (20, 30, 71)

@@ -82,7 +82,8 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             state = build(recipe.model, SIDE, recipe.heads, seed=fold).state_dict()
             state["fc.weight"] *= 20  # confident, so that photos get different probabilities
             results = Path(f"data/train/fold{fold}")
-            write_weights(results / "network.safetensors", state, recipe)
+            own = recipe.model_copy(update={"temperature": 1.0 + fold / 2})
+            write_weights(results / "network.safetensors", state, own)
             held_out = photos[fold == FOLD].assign(fold=fold, label=np.arange(PHOTOS // 2) % 18)
             held_out.to_csv(results / "out_of_fold.csv", index=False)
         yield folder
@@ -130,7 +131,7 @@ def original(workspace: Path) -> Probabilities:
     """The probabilities of all crops by the networks themselves."""
     source = export.read_source(Path("data/train"), None)
     probabilities = mean_probabilities(
-        source.networks, torch.from_numpy(CROPS), source.recipe, CPU, batch_size=16
+        source.networks, torch.from_numpy(CROPS), source.recipes, CPU, batch_size=16
     )
     assert probabilities.std(axis=0).max() > 0.01, "photos must differ for the tests to matter"
     return probabilities
@@ -202,8 +203,12 @@ def test_the_metadata_say_how_to_use_the_files_and_where_they_come_from() -> Non
     assert "1.7 times the box's longer side" in metadata["crop_rule"]
     assert "batch x 32 x 32 x 3, RGB" in metadata["input"]
     assert metadata["inside"].endswith(
-        "mean of a crop, closer and farther, and their mirror images, mean of 2 networks"
+        "mean of a crop, closer and farther, and their mirror images, "
+        "calibration by temperatures, geometric mean of 2 networks"
     )
+    assert metadata["temperatures"] == {"fold0": 1.0, "fold1": 1.5}
+    assert "temperature" not in metadata["recipe"]
+    assert "calibrated" in metadata["output"]
     commit = git("rev-parse", "HEAD").strip()
     assert metadata["exported_from"] == {"commit": commit, "changed": True}
     assert list(metadata["networks"]) == ["fold0", "fold1"]
@@ -311,6 +316,6 @@ def test_a_mistake_is_one_line(arguments: list[str], message: str) -> None:
 
 def test_networks_too_large_for_onnx_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(portable, "MAX_ONNX_WEIGHTS", 1000)
-    program = portable.trace(Ensemble([SmallNetwork(18)], small_recipe(None)), SIDE)
+    program = portable.trace(Ensemble([SmallNetwork(18)], [small_recipe(None)]), SIDE)
     with pytest.raises(UserError, match="an ONNX file at most 2 GB: export one network with"):
         portable.to_onnx(program)

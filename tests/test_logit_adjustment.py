@@ -9,6 +9,7 @@ from face_attributes.scoring.logit_adjustment import (
     predict_with_nested_tau,
     predict_with_tau,
 )
+from face_attributes.scoring.temperature import fit_temperature, scaled_logs
 
 
 def imbalanced(photos: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -47,15 +48,17 @@ def test_the_best_tau_is_chosen_and_the_smallest_if_tied() -> None:
     assert choose_tau(np.eye(18)[labels], labels) == 0
 
 
-def test_each_fold_is_predicted_with_the_tau_of_the_other_folds() -> None:
+def test_each_fold_is_predicted_with_the_tau_and_temperature_of_the_other_folds() -> None:
     probabilities, labels = imbalanced(3000, 1)
     folds = np.arange(3000) % 3
     predicted = predict_with_nested_tau(probabilities, labels, folds)
     for fold in range(3):
         held_out = folds == fold
-        tau = choose_tau(probabilities[~held_out], labels[~held_out])
+        temperature = fit_temperature(probabilities[~held_out], labels[~held_out])
+        calibrated = np.exp(scaled_logs(probabilities, temperature))
+        tau = choose_tau(calibrated[~held_out], labels[~held_out])
         prior = class_prior(labels[~held_out])
-        expected = predict_with_tau(probabilities[held_out], prior, tau)
+        expected = predict_with_tau(calibrated[held_out], prior, tau)
         assert (predicted[held_out] == expected).all()
     held_out = folds == 0
     swapped = np.where(held_out, 7 - labels, labels)

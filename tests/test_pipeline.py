@@ -50,7 +50,7 @@ def test_a_run_writes_scores_and_a_submission(project: Project) -> None:
 def test_out_of_fold_scores_average_the_same_views_as_predictions(project: Project) -> None:
     """Out-of-fold photos over mirror images and zoomed views, training photos over the former."""
     data, hardware = project.folder / "data", choose_hardware("cpu", "auto", "device")
-    networks, recipe = read_networks([data / "train/fold0/network.safetensors"], hardware)
+    networks, (recipe,) = read_networks([data / "train/fold0/network.safetensors"], hardware)
     pixels = torch.from_numpy(np.array(read_packed(data / "crop/train.npy")))
     photos = pd.read_csv(data / "folds/folds.csv")
     held_out = (photos["fold"] == 0).to_numpy()
@@ -59,8 +59,8 @@ def test_out_of_fold_scores_average_the_same_views_as_predictions(project: Proje
 
     def distances(zoom: float) -> tuple[float, float]:
         views = recipe.prediction.model_copy(update={"zoom": zoom})
-        same = recipe.model_copy(update={"prediction": views})
-        means = mean_probabilities(networks, pixels, same, hardware, 256)
+        same = recipe.model_copy(update={"prediction": views, "temperature": 1.0})
+        means = mean_probabilities(networks, pixels, [same], hardware, 256)
         right = means[np.arange(len(means)), photos["label"]][~held_out]
         return abs(means[held_out] - written).mean(), abs(-np.log(right).mean() - loss)
 

@@ -20,7 +20,7 @@ from tests.conftest import Change, Run
 SIDE = 32
 
 
-def test_predictions_are_the_mean_over_the_folds_in_the_order_of_info(
+def test_predictions_are_the_calibrated_mean_of_the_folds_in_the_order_of_info(
     run: Run, change: Change
 ) -> None:
     values = {
@@ -30,10 +30,10 @@ def test_predictions_are_the_mean_over_the_folds_in_the_order_of_info(
     }  # fmt: skip
     for key, value in values.items():
         change(key, value)
-    recipe = make_recipe(read_params(), None)
     networks = [build("resnet18", SIDE, "joint", seed=fold) for fold in range(2)]
     for fold, network in enumerate(networks):
         path = Path(f"data/train/fold{fold}/network.safetensors")
+        recipe = make_recipe(read_params(), None, temperature=0.5 + fold)
         write_weights(path, network.state_dict(), recipe)
     crops = np.random.default_rng(0).integers(0, 256, (6, SIDE, SIDE, 3), dtype=np.uint8)
     write_packed(Path("crop/evaluation.npy"), crops[:2], 2, SIDE)
@@ -47,7 +47,8 @@ def test_predictions_are_the_mean_over_the_folds_in_the_order_of_info(
 
     with torch.inference_mode():
         images = normalise(torch.from_numpy(crops))
-        expected = sum(network.eval()(images).softmax(1) for network in networks) / 2
+        first, second = (network.eval()(images) for network in networks)
+        expected = ((first / 0.5 + second / 1.5) / 2).softmax(1)
     probabilities = pd.read_csv("out/probabilities.csv")[PROBABILITIES].to_numpy()
     assert probabilities[[0, 2]] == pytest.approx(expected[:2].numpy(), abs=1e-4)
     assert probabilities[1, 3] == probabilities[1, 0], "the shares of classes in the folds alone"

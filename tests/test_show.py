@@ -21,11 +21,16 @@ def test_scores_are_shown_with_and_without_evaluation_photos(
         "evaluation": evaluation,
         "folds": {"macro_f1_mean": 0.3, "macro_f1_std": 0.1},
         "train": {"macro_f1": 0.9},
+        "calibration": {
+            "expected_calibration_error_before": 0.1234,
+            "expected_calibration_error_after": 0.0234,
+        },
     }
     write_json(Path("metrics.json"), metrics)
     output = run(show.main).output
     assert output.count("0.375") == output.count("0.250 to 0.500") == len(SCORES)
     assert output.count("0.750") == len(evaluation)
+    assert "expected calibration error 0.023, before calibration 0.123" in output
     assert "data/submission.csv" in output
 
 
@@ -38,6 +43,10 @@ def test_scores_of_a_holdout_are_shown_with_their_distance(run: Run) -> None:
         "evaluation": {},
         "folds": {"macro_f1_mean": 0.3, "macro_f1_std": 0.1},
         "train": {"macro_f1": 0.9},
+        "calibration": {
+            "expected_calibration_error_before": 0.1234,
+            "expected_calibration_error_after": 0.0234,
+        },
         "holdout": scores
         | dict.fromkeys(SCORES, 0.275)
         | {"people": 20, "photos": 140, "out_of_fold_lead": lead},

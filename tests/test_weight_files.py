@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from torch import nn
 
@@ -28,6 +29,15 @@ def test_file_without_a_recipe_is_one_line(tmp_path: Path) -> None:
     for name, problem in (("bare", "has no recipe of this version"), ("absent", "is missing or")):
         with pytest.raises(UserError, match=problem):
             read_recipe(tmp_path / f"{name}.safetensors")
+
+
+def test_recipe_without_a_temperature_is_one_line(tmp_path: Path) -> None:
+    """As networks had before they were calibrated."""
+    path = tmp_path / "old.safetensors"
+    recipe = RECIPE.model_dump_json(exclude={"temperature"})
+    safetensors.torch.save_file(tiny_network().state_dict(), path, {"recipe": recipe})
+    with pytest.raises(UserError, match="has no recipe of this version"):
+        read_recipe(path)
 
 
 def test_another_network_or_a_damaged_file_is_one_line(tmp_path: Path) -> None:

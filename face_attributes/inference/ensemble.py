@@ -21,45 +21,57 @@ from face_attributes.progress import progress
 Probabilities = NDArray[np.float32]
 
 
-def read_networks(paths: Sequence[Path], hardware: Hardware) -> tuple[list[nn.Module], Recipe]:
-    """Read the networks that the stage `train` wrote, ready to predict, and their common recipe.
+def read_networks(
+    paths: Sequence[Path], hardware: Hardware
+) -> tuple[list[nn.Module], list[Recipe]]:
+    """Read the networks that the stage `train` wrote, ready to predict, and the recipe of each.
 
     Raises:
-        UserError: if a file is missing, damaged, or has another recipe than the first.
+        UserError: if a file is missing, damaged, or its recipe differs from the first in more than
+            the temperature.
     """
-    recipe = read_recipe(paths[0])
+    recipes = [read_recipe(path) for path in paths]
+    recipe = recipes[0]
     with torch.device("meta"):  # no initial weights: drawing them takes longer than reading
         empty = build(recipe.model, recipe.crop.side, recipe.heads, age_edges=recipe.age_edges)
     networks = []
-    for path in paths:
-        if read_recipe(path) != recipe:
+    for path, other in zip(paths, recipes, strict=True):
+        if other.model_copy(update={"temperature": recipe.temperature}) != recipe:
             raise UserError(
                 f"{path} has another recipe than {paths[0]}: `dvc repro` writes both again"
             )
         network = copy.deepcopy(empty)
         load_network(network, path)
         networks.append(network.to(memory_format=torch.channels_last).to(hardware.device).eval())
-    return networks, recipe
+    return networks, recipes
 
 
 class Ensemble(nn.Module):
-    """Several networks as one, from crops to probabilities: used to predict and to export.
+    """Several networks as one, from crops to calibrated probabilities: to predict and to export.
+
+    The probabilities of a network are the mean over its views, at its own temperature. The
+    ensemble's are their normalised geometric mean: the arithmetic mean of calibrated probabilities
+    is less confident than accurate (Ranjan and Gneiting, JRSS B 2010).
 
     Args:
-        recipe: names the views of a crop over which the mean is taken.
+        recipes: of each network, with its temperature; the views are the same for all.
     """
 
-    def __init__(self, networks: Sequence[nn.Module], recipe: Recipe) -> None:
+    def __init__(self, networks: Sequence[nn.Module], recipes: Sequence[Recipe]) -> None:
         super().__init__()
         self.networks = nn.ModuleList(networks)
-        self.prediction = recipe.prediction
-        self.views = count_views(recipe.prediction)
+        self.temperatures = [recipe.temperature for recipe in recipes]
+        self.prediction = recipes[0].prediction
+        self.views = count_views(self.prediction)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Map crops (B x S x S x 3, RGB, uint8) to probabilities (B x 18, float32)."""
         images = torch.cat(make_views(normalise(pixels), self.prediction))
-        each = [average_views(network(images), self.views).exp() for network in self.networks]
-        return torch.stack(each).mean(dim=0)
+        scaled = [
+            average_views(network(images), self.views) / temperature
+            for network, temperature in zip(self.networks, self.temperatures, strict=True)
+        ]
+        return torch.stack(scaled).mean(dim=0).softmax(dim=1)
 
 
 def predict_batch(ensemble: Ensemble, pixels: Tensor, hardware: Hardware) -> Tensor:
@@ -72,20 +84,21 @@ def predict_batch(ensemble: Ensemble, pixels: Tensor, hardware: Hardware) -> Ten
 def mean_probabilities(
     networks: Sequence[nn.Module],
     pixels: Tensor,
-    recipe: Recipe,
+    recipes: Sequence[Recipe],
     hardware: Hardware,
     batch_size: int,
 ) -> Probabilities:
-    """Mean probabilities (N x 18) of the networks, over the views of each crop.
+    """Probabilities (N x 18) of the `Ensemble` of the networks.
 
     Args:
+        recipes: of each network.
         pixels: crops, N x S x S x 3, uint8.
         batch_size: images computed at once; each view of a photo is one.
     """
-    ensemble = Ensemble(networks, recipe)
+    ensemble = Ensemble(networks, recipes)
     batches = pixels.split(max(1, batch_size // ensemble.views))
     chunks = [torch.empty(0, NUM_CLASSES)]
     for batch in progress(batches, len(batches), "predict: batches"):
         chunks.append(predict_batch(ensemble, batch, hardware))
-    mean: Probabilities = torch.cat(chunks).numpy()
-    return mean
+    probabilities: Probabilities = torch.cat(chunks).numpy()
+    return probabilities

@@ -3,6 +3,10 @@
 It is stored in the weight file, so that the file alone is enough to classify a photo.
 """
 
+from typing import Annotated
+
+from pydantic import Field
+
 from face_attributes.params import (
     AgeEdges,
     CropParams,
@@ -18,7 +22,9 @@ class Recipe(Section):
     """Everything except the weights that is needed to use a network.
 
     `fallback` is the median face box of the training photos (left, top, width, height as shares of
-    the photo), for photos without a detected face; None if no training photo had one.
+    the photo), for photos without a detected face; None if no training photo had one. `temperature`
+    divides the network's log-probabilities, to calibrate them; the networks of a run differ in it
+    alone.
     """
 
     model: Model
@@ -27,10 +33,11 @@ class Recipe(Section):
     age_edges: AgeEdges
     crop: CropParams
     fallback: list[float] | None
+    temperature: Annotated[float, Field(gt=0)]
 
 
-def make_recipe(params: Params, fallback: list[float] | None) -> Recipe:
-    """Make the recipe of the networks that are trained with `params`."""
+def make_recipe(params: Params, fallback: list[float] | None, temperature: float) -> Recipe:
+    """Make the recipe of a network that was trained with `params`."""
     return Recipe(
         model=params.weights.model,
         heads=params.train.heads,
@@ -38,6 +45,7 @@ def make_recipe(params: Params, fallback: list[float] | None) -> Recipe:
         age_edges=params.labels.age_edges,
         crop=params.crop,
         fallback=fallback,
+        temperature=temperature,
     )
 
 

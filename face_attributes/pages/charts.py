@@ -136,11 +136,12 @@ def learning_chart(curves: pd.DataFrame, kept: pd.DataFrame) -> str:
     )
 
 
-def calibration_chart(table: pd.DataFrame) -> str:
+def calibration_chart(table: pd.DataFrame, before: pd.DataFrame) -> str:
     """Reliability diagram: accuracy by confidence, and the diagonal on which both are equal.
 
     Args:
         table: low, high, photos, confidence, accuracy, from `calibration_table`.
+        before: the same before calibration, as open diamonds.
     """
     x, y = "confidence", "accuracy"
     return draw(
@@ -167,6 +168,14 @@ def calibration_chart(table: pd.DataFrame) -> str:
                     },
                 },
                 {
+                    "data": {"name": "before"},
+                    "mark": {"type": "point", "shape": "diamond", "color": DOUBT, "size": 70},
+                    "encoding": {
+                        "x": _quantitative("confidence", x),
+                        "y": _quantitative("accuracy", y),
+                    },
+                },
+                {
                     "data": {"values": [{"x": 0, "y": 0}, {"x": 1, "y": 1}]},
                     "mark": {"type": "line", "color": TEXT, "strokeDash": [5, 4]},
                     "encoding": {"x": _quantitative("x", x), "y": _quantitative("y", y)},
@@ -174,6 +183,7 @@ def calibration_chart(table: pd.DataFrame) -> str:
             ],
         },
         bins=table,
+        before=before,
     )
 
 

@@ -1,7 +1,8 @@
 """Post-hoc logit adjustment: a boost for rare classes, tuned on out-of-fold predictions.
 
 The predicted class has the largest `log p - tau * log prior` (Menon et al., ICLR 2021). Tau 0 keeps
-the network's own prediction; the best macro F1 is often between 0 and 1.
+the network's own prediction; the best macro F1 is often between 0 and 1. Tau is chosen for, and
+applied to, calibrated probabilities, so that it means the same for every network.
 """
 
 from typing import Any
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from face_attributes.photos.labels import NUM_CLASSES, Labels
 from face_attributes.scoring.metrics import macro_f1
+from face_attributes.scoring.temperature import fit_temperature, scaled_logs
 
 TAUS = np.linspace(0, 1.5, 31)
 
@@ -44,12 +46,19 @@ def choose_tau(probabilities: Probabilities, labels: Labels) -> float:
 def predict_with_nested_tau(probabilities: Probabilities, labels: Labels, folds: Labels) -> Labels:
     """Predicted classes (N), those of each fold with the tau that is best on the other folds.
 
-    The score of these predictions is unbiased: no photo influences its own tau.
+    The score of these predictions is unbiased: no photo influences its own tau or temperature.
+
+    Args:
+        probabilities: out of fold, N x 18, uncalibrated; each tau is for calibrated ones.
+        labels: the true classes (N).
+        folds: the fold of each photo (N).
     """
     predicted = np.empty_like(labels)
     for fold in np.unique(folds):
         held_out = folds == fold
-        tau = choose_tau(probabilities[~held_out], labels[~held_out])
+        temperature = fit_temperature(probabilities[~held_out], labels[~held_out])
+        calibrated = np.exp(scaled_logs(probabilities, temperature))
+        tau = choose_tau(calibrated[~held_out], labels[~held_out])
         prior = class_prior(labels[~held_out])
-        predicted[held_out] = predict_with_tau(probabilities[held_out], prior, tau)
+        predicted[held_out] = predict_with_tau(calibrated[held_out], prior, tau)
     return predicted

@@ -8,7 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from face_attributes.photos.tables import read_stage_table
+from face_attributes.photos.tables import PROBABILITIES, read_stage_table
+from face_attributes.scoring.temperature import Probabilities, scale_nested
 
 
 def fold_folders(results: Path, index: Sequence[int]) -> list[Path]:
@@ -28,11 +29,22 @@ def remove_stale_folds(results: Path, index: Sequence[int]) -> None:
 
 
 def read_out_of_fold(results: Path, index: Sequence[int]) -> pd.DataFrame:
-    """Out-of-fold predictions of all folds: person, photo, fold, label, p0 to p17."""
+    """Out-of-fold predictions of all folds, uncalibrated: person, photo, fold, label, p0 to p17."""
     tables = [
         read_stage_table(folder / "out_of_fold.csv") for folder in fold_folders(results, index)
     ]
     return pd.concat(tables, ignore_index=True)
+
+
+def calibrated_probabilities(table: pd.DataFrame) -> Probabilities:
+    """Probabilities (N x 18) of out-of-fold photos, each fold calibrated on the other folds.
+
+    Args:
+        table: fold, label, p0 to p17, from `read_out_of_fold`.
+    """
+    return scale_nested(
+        table[PROBABILITIES].to_numpy(float), table["label"].to_numpy(), table["fold"].to_numpy()
+    )
 
 
 def read_fold_metrics(results: Path, index: Sequence[int]) -> list[dict[str, Any]]:
