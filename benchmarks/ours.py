@@ -100,7 +100,14 @@ def comparable(params: TrainParams, freeze: str, views: int, epochs: int) -> Tra
                 update={"sampler": "as_is", "loss": "cross_entropy"}
             ),
             "augmentation": AugmentationParams(
-                shift=SHIFT, flip=FLIP, brightness=BRIGHTNESS, rotation=0.0, zoom=0.0, mixup=0.0
+                shift=SHIFT,
+                flip=FLIP,
+                brightness=BRIGHTNESS,
+                rotation=0.0,
+                zoom=0.0,
+                camera=0.0,
+                occlusion=0.0,
+                mixup=0.0,
             ),
             "prediction": PredictionParams(flip=False, zoom=0.0),
         }

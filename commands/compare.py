@@ -46,6 +46,7 @@ from face_attributes.scoring.paired_differences import (
     remarks,
     shared_photos,
     without_age,
+    worth_of_the_best,
 )
 from face_attributes.scoring.runs import Run, read_run
 
@@ -146,7 +147,7 @@ def pair_table(before: Run, after: Run, rows: pd.DataFrame) -> Table:
 
 
 def rank_table(ranking: pd.DataFrame) -> Table:
-    """Format the table of `rank_runs`."""
+    """Format a ranking's table."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, title_justify="left")
     table.title = f"\n{sample_size(ranking)}, scored against the labels of the first run"
     table.add_column("run", overflow="fold")
@@ -216,20 +217,20 @@ def print_ranking(runs: Sequence[Run], resamples: int) -> pd.DataFrame:
     first, *others = runs
     for line in dict.fromkeys(line for run in others for line in remarks(first, run)):
         console.print(f"note: {line}", markup=False)
-    ranking, lead = rank_runs(runs, resamples)
-    console.print(rank_table(ranking))
+    ranking = rank_runs(runs, resamples)
+    console.print(rank_table(ranking.table))
     console.print(
         f"\nThe differences' intervals are widened to hold for all {len(others)} at once. The best "
-        f"of many runs is partly lucky: if all were equally good, the best would exceed its true "
-        f"score by {lead:.3f}. Score it on other people (evaluation in metrics.json) or with "
-        "another train.seed before you trust it."
+        f"of many runs is partly lucky. {worth_of_the_best(ranking)} Score the best on other "
+        "people (evaluation in metrics.json) or with another train.seed before you trust it.",
+        markup=False,
     )
     if any(run.holdout is not None for run in runs):
         console.print(
             "Holdouts are not shown: who chooses by them spoils them. Compare the chosen run with "
             "the first."
         )
-    return ranking
+    return ranking.table
 
 
 @user_command
@@ -249,7 +250,8 @@ def main(
     Three or more are ranked by macro F1, each compared with the first. Choose
     the first without looking at scores: the best of many is partly lucky, and
     others would look worse against it than they are. The intervals of the
-    differences hold for all runs at once.
+    differences hold for all runs at once. The best is also scored by nested
+    choice: chosen on all folds but one, scored on that one.
 
     Two runs with the same people in their holdout (folds.holdout) are compared
     on it, too.

@@ -37,7 +37,13 @@ from face_attributes.files import read_json, write_table, write_whole
 from face_attributes.pages.charts import sweep_chart, to_html, to_png
 from face_attributes.params import read_params
 from face_attributes.progress import progress
-from face_attributes.scoring.paired_differences import FIRST, format_difference, rank_runs, remarks
+from face_attributes.scoring.paired_differences import (
+    FIRST,
+    format_difference,
+    rank_runs,
+    remarks,
+    worth_of_the_best,
+)
 from face_attributes.scoring.runs import read_run
 
 TARGET = "aggregate"
@@ -174,8 +180,8 @@ def training_seconds(folder: Path, folds: int) -> float:
     return sum(times) if len(times) == folds else math.nan
 
 
-def print_ranking(table: pd.DataFrame, lead: float) -> None:
-    """Print the experiments, the best first."""
+def print_ranking(table: pd.DataFrame, worth: str) -> None:
+    """Print the experiments, the best first, and what the best one's score is worth."""
     shown = Table("experiment", "macro F1 (95%)", "minus the first (95%)", "", "seconds")
     for row in table.to_dict("records"):
         difference = format_difference(
@@ -193,7 +199,8 @@ def print_ranking(table: pd.DataFrame, lead: float) -> None:
     console.print(shown)
     console.print(
         "Seconds are those of training all folds. The intervals of the differences hold for all at "
-        f"once. If all are equally good, the best leads by {lead:.3f} by chance."
+        f"once. {worth}",
+        markup=False,
     )
 
 
@@ -221,15 +228,16 @@ def main(
         runs = [read_run(name) for name in names]
         for line in dict.fromkeys(line for run in runs[1:] for line in remarks(runs[0], run)):
             print(f"note: {line}")
-        table, lead = rank_runs(runs, params.aggregate.bootstrap)
+        ranking = rank_runs(runs, params.aggregate.bootstrap)
+        table, worth = ranking.table, worth_of_the_best(ranking) if len(runs) > 1 else ""
         folds = {run.name: run.predictions["fold"].nunique() for run in runs}
         table["seconds"] = [training_seconds(folder / name, folds[name]) for name in table["run"]]
         write_table(out / "sweep.csv", table, float_format="%.6g")
         in_order = table.set_index("run").loc[names].reset_index()
         for path, draw in {"sweep.png": to_png, "sweep.html": to_html}.items():
             with write_whole(out / path) as file:
-                file.write(draw(sweep_chart(in_order)))
-        print_ranking(table, lead)
+                file.write(draw(sweep_chart(in_order, worth)))
+        print_ranking(table, worth)
         print(f"charts: {out / 'sweep.png'}, {out / 'sweep.html'}; table: {out / 'sweep.csv'}")
     if failed:
         raise UserError(f"failed, and not in the table: {', '.join(failed)}")

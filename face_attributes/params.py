@@ -150,6 +150,8 @@ class AugmentationParams(Section):
     brightness: Share
     rotation: Annotated[float, Field(ge=0, le=180)]
     zoom: Share
+    camera: Share
+    occlusion: Share
     mixup: Rate
 
 

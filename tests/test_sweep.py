@@ -15,7 +15,7 @@ from PIL import Image
 from commands.sweep import make_grid, uncommitted_state
 from face_attributes.errors import UserError
 from tests.conftest import git, start_repository
-from tests.project import ENVIRONMENT, PEOPLE, Project
+from tests.project import ENVIRONMENT, PEOPLE, SMALL, Project
 
 
 def test_a_grid_has_an_experiment_for_each_combination_of_values() -> None:
@@ -110,6 +110,8 @@ def test_experiments_of_a_sweep_are_ranked_and_drawn_and_known_to_dvc(project: P
     assert table.loc["freeze-none", "difference"] == 0
     assert table.loc["freeze-none", "verdict"] == "the first"
     assert table.loc["freeze-layer4", "seconds"] > 0
+    assert table["folds_choosing"].sum() == len(SMALL["folds"]["index"])
+    assert "Nested choice, which chooses on all folds but one" in " ".join(output.split())
     with Image.open(project.folder / "sweep/sweep.png") as picture:
         assert picture.width > 200
     assert "freeze-layer4" in (project.folder / "sweep/sweep.html").read_text()

@@ -6,6 +6,7 @@ never the only cue: shape, dash or position repeats it.
 
 import json
 import re
+import textwrap
 from typing import Any
 
 import pandas as pd
@@ -261,17 +262,19 @@ def fit_chart(table: pd.DataFrame) -> str:
     )
 
 
-def sweep_chart(table: pd.DataFrame) -> dict[str, Any]:
+def sweep_chart(table: pd.DataFrame, note: str) -> dict[str, Any]:
     """Vega-Lite specification: macro F1 with its interval, and training time, a line per run.
 
     Args:
         table: run, macro_f1, low, high, seconds; in the order of the chart.
+        note: a paragraph above the chart.
     """
     # One domain for both panels: a run without a time keeps its line.
     run = _nominal("run", scale={"domain": table["run"].to_list()})
     score = {"scale": {"zero": False}}
     return {
         "data": {"values": json.loads(table.to_json(orient="records"))},
+        "title": {"text": textwrap.wrap(note, 110), "fontWeight": "normal", "anchor": "start"},
         "config": {
             "font": "sans-serif",
             "background": "white",

@@ -87,6 +87,12 @@ SCORE_NAMES = {
 """Display names."""
 
 
+def draw_people(people: int, resamples: int, seed: int = 0) -> NDArray[np.int64]:
+    """How often each of the people is drawn in each bootstrap sample (resamples x people)."""
+    rng = np.random.default_rng(seed)
+    return rng.multinomial(people, np.full(people, 1 / people), size=resamples)
+
+
 def resample_people(by_person: Counts, resamples: int, seed: int = 0) -> Counts:
     """Counts of bootstrap samples of people (resamples x ...).
 
@@ -97,10 +103,8 @@ def resample_people(by_person: Counts, resamples: int, seed: int = 0) -> Counts:
         by_person: counts of each person (P x ...), such as P x 18 x 18 for one run, or P x runs x
             18 x 18 for several, which are then resampled with the same people.
     """
-    people = len(by_person)
-    rng = np.random.default_rng(seed)
-    times_drawn = rng.multinomial(people, np.full(people, 1 / people), size=resamples)
-    flat = by_person.reshape(people, -1)
+    flat = by_person.reshape(len(by_person), -1)
+    times_drawn = draw_people(len(by_person), resamples, seed)
     return np.asarray((times_drawn @ flat).reshape(resamples, *by_person.shape[1:]))
 
 

@@ -5,6 +5,7 @@ networks, not about every network that the same settings could give (Bouthillier
 2021).
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import reduce
@@ -23,6 +24,11 @@ from face_attributes.scoring.metrics import (
     interval,
     macro_f1,
     resample_people,
+)
+from face_attributes.scoring.nested_choice import (
+    NestedChoice,
+    nested_choice,
+    obstacle_to_nested_choice,
 )
 from face_attributes.scoring.runs import Run
 
@@ -219,13 +225,25 @@ def lead_by_chance(scores: Floats) -> float:
     return float((scores - scores.mean(axis=0)).max(axis=1).mean())
 
 
-def rank_runs(runs: Sequence[Run], resamples: int) -> tuple[pd.DataFrame, float]:
-    """Rank runs by macro F1, each compared with the first, and compute the lead due to chance.
+class Ranking(NamedTuple):
+    """Runs ranked by macro F1, and what choosing the best of them is worth.
 
-    Returns:
-        A table with run, macro_f1, low, high, difference, difference_low, difference_high, verdict,
-        photos, people: the best run first, runs that leak last. The intervals of the differences
-        hold for all runs at once. Then `lead_by_chance` of the runs that do not leak.
+    table: run, macro_f1, low, high, difference, difference_low, difference_high, verdict,
+        folds_choosing, photos, people: the best run first, runs that leak last. The intervals of
+        the differences hold for all runs at once. `folds_choosing` is the number of folds whose
+        nested choice is this run, missing where there is no nested choice.
+    lead: `lead_by_chance` of the runs that do not leak; NaN for fewer than two.
+    nested: the nested choice between the runs that do not leak; None if there is an `obstacle`.
+    """
+
+    table: pd.DataFrame
+    lead: float
+    nested: NestedChoice | None
+    obstacle: str
+
+
+def rank_runs(runs: Sequence[Run], resamples: int) -> Ranking:
+    """Rank runs by macro F1, each compared with the first.
 
     Raises:
         UserError: if the runs have different classes.
@@ -237,17 +255,32 @@ def rank_runs(runs: Sequence[Run], resamples: int) -> tuple[pd.DataFrame, float]
             )
     tables = shared_photos([run.predictions for run in runs])
     labels, people = tables[0]["label"].to_numpy(), tables[0]["person"].to_numpy(str)
-    counts = [confusion_by_person(labels, run["predicted"].to_numpy(), people) for run in tables]
-    scores = np.array([float(macro_f1(run.sum(axis=0))) for run in counts])
-    resampled = macro_f1(resample_people(np.stack(counts, axis=1), resamples))
+    counts = np.stack(
+        [confusion_by_person(labels, run["predicted"].to_numpy(), people) for run in tables], axis=1
+    )
+    scores = macro_f1(counts.sum(axis=0))
+    resampled = macro_f1(resample_people(counts, resamples))
     low, high = interval(resampled)
     difference_low, difference_high = simultaneous_interval(resampled - resampled[:, :1])
     leaking = np.array([people_in_two_folds(run.predictions) > 0 for run in runs])
-    changed = [int(count_changed_people(macro_f1, counts[0], run)) for run in counts]
+    changed = [
+        int(count_changed_people(macro_f1, counts[:, 0], counts[:, run]))
+        for run in range(len(runs))
+    ]
     verdicts = [
         LEAK if leaking[0] or leak else verdict(*evidence)
         for leak, *evidence in zip(leaking, difference_low, difference_high, changed, strict=True)
     ]
+    candidates = np.flatnonzero(~leaking)
+    obstacle = obstacle_to_nested_choice(
+        [runs[int(run)].name for run in candidates], [tables[run] for run in candidates]
+    )
+    nested, folds_choosing = None, pd.array([pd.NA] * len(runs), dtype="Int64")
+    if not obstacle:
+        first_photos = np.unique(people, return_index=True)[1]
+        fold_of_person = tables[candidates[0]]["fold"].to_numpy()[first_photos]
+        nested = nested_choice(counts[:, candidates], fold_of_person, resamples)
+        folds_choosing[candidates] = nested.folds
     table = pd.DataFrame(
         {
             "run": [run.name for run in runs],
@@ -258,9 +291,34 @@ def rank_runs(runs: Sequence[Run], resamples: int) -> tuple[pd.DataFrame, float]
             "difference_low": difference_low,
             "difference_high": difference_high,
             "verdict": [FIRST, *verdicts[1:]],
+            "folds_choosing": folds_choosing,
             "photos": len(labels),
-            "people": len(counts[0]),
+            "people": len(counts),
         }
     )
-    lead = 0.0 if leaking.all() else lead_by_chance(resampled[:, ~leaking])
-    return table.iloc[np.lexsort((-scores, leaking))], lead
+    lead = lead_by_chance(resampled[:, candidates]) if len(candidates) > 1 else math.nan
+    return Ranking(table.iloc[np.lexsort((-scores, leaking))], lead, nested, obstacle)
+
+
+def worth_of_the_best(ranking: Ranking) -> str:
+    """What the best run's score is worth: a text for the reader of a ranking."""
+    if ranking.nested is None:
+        text = f"There is no score of nested choice: {ranking.obstacle}."
+        if math.isnan(ranking.lead):
+            return text
+        return (
+            f"{text} If all runs were equally good, the best would exceed its true score by "
+            f"{ranking.lead:.3f}."
+        )
+    nested, best = ranking.nested, ranking.table.iloc[0]
+    chosen = ranking.table[ranking.table["folds_choosing"].fillna(0) > 0]
+    folds = ", ".join(
+        f"{run} in {count}"
+        for run, count in chosen[["run", "folds_choosing"]].itertuples(index=False)
+    )
+    return (
+        f"{best['run']} scores {best['macro_f1']:.3f} on the photos that it was chosen on. Nested "
+        f"choice, which chooses on all folds but one and scores on that one, gives "
+        f"{nested.macro_f1:.3f} ({nested.low:.3f} to {nested.high:.3f}): expect this of the best "
+        f"of {len(nested.folds)}. Of {nested.folds.sum()} folds, it chooses {folds}."
+    )
