@@ -62,11 +62,7 @@ def read_people(table: Path) -> pd.DataFrame:
             raise UserError(
                 f"{table}, row {row}: gender {gender!r} is unknown: write {' or '.join(GENDERS)}"
             )
-        if not AGE.fullmatch(age) or float(age) > MAX_AGE:
-            raise UserError(
-                f"{table}, row {row}: age {age!r} is not a whole number of years from 0 to "
-                f"{MAX_AGE}"
-            )
+        parse_age(age, f"{table}, row {row}")
         if photos and not COUNT.fullmatch(photos):
             raise UserError(
                 f"{table}, row {row}: photos {photos!r} is not a number: write how many photos the "
@@ -77,6 +73,20 @@ def read_people(table: Path) -> pd.DataFrame:
         "photos": people["photos"].replace("", "0").astype(float).astype(int),
     }
     return people.assign(**numbers)
+
+
+def parse_age(cell: str, where: str) -> int:
+    """Return an age in years.
+
+    Args:
+        where: file and row that contain the age, for messages.
+
+    Raises:
+        UserError: if it is not a whole number of years from 0 to MAX_AGE.
+    """
+    if not AGE.fullmatch(cell) or float(cell) > MAX_AGE:
+        raise UserError(f"{where}: age {cell!r} is not a whole number of years from 0 to {MAX_AGE}")
+    return int(float(cell))
 
 
 def child_path(folder: Path, name: str, where: str) -> Path:
