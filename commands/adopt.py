@@ -135,6 +135,16 @@ def is_inside(path: Path, folder: Path = Path()) -> bool:
     return path.resolve().is_relative_to(folder.resolve())
 
 
+def warn_if_git_would_add(folder: Path) -> None:
+    """Warn if the photos are in the project, and git does not ignore them."""
+    command = ["git", "check-ignore", "-q", str(folder)]
+    if is_inside(folder) and subprocess.run(command, capture_output=True).returncode == 1:
+        print(
+            f"warning: git does not ignore {folder}: add --track, or a line to .gitignore, before "
+            "you commit"
+        )
+
+
 def locate(
     source: Source, evaluation: Path | None, answers: Path | None, copies: Copies, copy: bool
 ) -> dict[str, str]:
@@ -154,6 +164,7 @@ def locate(
         )
     else:
         print("photos: used in place, nothing is copied")
+        warn_if_git_would_add(source.folder)
 
     def name(folder: Path, copied: Path) -> str:
         return copied.as_posix() if copy else as_parameter(folder)

@@ -226,8 +226,10 @@ def test_weights_from_imagenet_or_the_project_are_named_in_place(
 
 def test_photos_inside_the_project_are_named_relative_to_it(train: Path) -> None:
     shutil.move(train, "data/own")
-    run(Path("data/own").resolve())
+    assert "warning: git" not in run(Path("data/own").resolve())
     assert read_params().data.train == "data/own"
+    shutil.move("data/own", "own")
+    assert "warning: git does not ignore own: add --track, or a line to .gitignore" in run("own")
 
 
 def test_a_second_preset_replaces_the_first_whole(train: Path) -> None:
