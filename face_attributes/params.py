@@ -249,14 +249,31 @@ def read_params(path: Path = Path("params.yaml")) -> Params:
     Raises:
         UserError: a line for each unknown key, missing key and invalid value.
     """
+    return check_params(read_yaml(path), path)
+
+
+def read_yaml(path: Path) -> object:
+    """Read a YAML file as plain values.
+
+    Raises:
+        UserError: if the file is missing, unreadable or not valid YAML.
+    """
     try:
-        content = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+        return YAML(typ="safe").load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} is missing: run in the folder that contains it") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     except (YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def check_params(content: object, path: Path) -> Params:
+    """Check the content of params.yaml; `path` is the file that errors name.
+
+    Raises:
+        UserError: a line for each unknown key, missing key and invalid value.
+    """
     try:
         return Params.model_validate(content)
     except ValidationError as error:

@@ -18,11 +18,11 @@ import numpy as np
 import pandas as pd
 
 from face_attributes.command import stage_command
-from face_attributes.errors import UserError
 from face_attributes.files import write_json, write_table
 from face_attributes.params import AggregateParams, read_params
-from face_attributes.photos.labels import NUM_CLASSES, class_names
-from face_attributes.photos.tables import PROBABILITIES, read_stage_table, read_text_table
+from face_attributes.photos.labels import class_names
+from face_attributes.photos.raw import read_answers
+from face_attributes.photos.tables import PROBABILITIES, read_stage_table
 from face_attributes.scoring.calibration import calibration_table, expected_calibration_error
 from face_attributes.scoring.holdout import describe_leads, out_of_fold_leads
 from face_attributes.scoring.logit_adjustment import choose_tau, predict_with_nested_tau
@@ -170,33 +170,25 @@ def score_evaluation(submission: Path, answers: Path) -> dict[str, float]:
         UserError: if an answer is not a class, its photo was not predicted, or its photo has two
             rows; it names the row.
     """
-    given = read_text_table(answers, ["ImageID", "ans"])
+    predicted = pd.read_csv(submission, dtype={"ImageID": str}).set_index("ImageID")["ans"]
+    given = read_answers(answers, predicted.index)
     if given.empty:
         return {}
-    for row, answer in given["ans"].items():
-        if not answer.isdecimal() or int(answer) >= NUM_CLASSES:
-            raise UserError(f"{answers}, row {row}: ans {answer!r} is not a class from 0 to 17")
-    predicted = pd.read_csv(submission, dtype={"ImageID": str}).set_index("ImageID")["ans"]
-    for row, photo in given["ImageID"].items():
-        if photo not in predicted.index:
-            raise UserError(f"{answers}, row {row}: photo {photo!r} is not in info.csv: remove it")
-    for row, photo in given.loc[given["ImageID"].duplicated(), "ImageID"].items():
-        raise UserError(f"{answers}, row {row}: photo {photo!r} has an earlier row: keep one")
     if len(given) < len(predicted):
         print(f"aggregate: {answers} has answers for {len(given)} of {len(predicted)} photos")
-    counts = confusion(given["ans"].astype(int), predicted.loc[given["ImageID"]])
+    counts = confusion(given["ans"], predicted.loc[given["ImageID"]])
     return {name: float(score(counts)) for name, score in SCORES.items()}
 
 
 def evaluation_calibration_error(probabilities: Path, answers: Path) -> dict[str, float]:
     """Expected calibration error of the ensemble on the evaluation photos with answers.
 
-    Empty if the table has no answers; `score_evaluation` checks them.
+    Empty if the table has no answers.
     """
-    given = read_text_table(answers, ["ImageID", "ans"])
+    table = pd.read_csv(probabilities, dtype={"photo": str}).set_index("photo")
+    given = read_answers(answers, table.index)
     if given.empty:
         return {}
-    table = pd.read_csv(probabilities, dtype={"photo": str}).set_index("photo")
     predicted = table.loc[given["ImageID"], PROBABILITIES].to_numpy()
     bins = calibration_table(predicted, given["ans"].to_numpy(np.int64))
     return {"expected_calibration_error_evaluation": expected_calibration_error(bins)}

@@ -232,7 +232,7 @@ LAYERS = {
     "params": {"errors"},
     "command": {"errors", "files"},
     "revisions": {"errors"},
-    "photos": {"errors", "files"},
+    "photos": {"errors", "files", "progress"},
     "faces": {"errors", "params", "photos"},
     "networks": {"errors", "files", "params", "photos"},
     "scoring": {"errors", "photos", "revisions"},

@@ -77,9 +77,45 @@ def test_other_files_and_people_without_a_row_are_listed() -> None:
     (FOLDER / "notes.txt").write_text("hello")
     (FOLDER.parent / "nobody").mkdir()
     assert read()[1] == [
-        ("train", PERSON, "notes.txt", "not one of the seven photos"),
+        ("train", PERSON, "notes.txt", "not named like a photo of this person"),
         ("train", "nobody", "", "no row in train.csv"),
     ]
+
+
+def count_photos(number: str) -> None:
+    """Add the column `photos`, which is empty for all but the first person."""
+    header, first, *others = TABLE.read_text().splitlines()
+    rows = [f"{header},photos", f"{first},{number}", *(f"{row}," for row in others)]
+    TABLE.write_text("\n".join(rows))
+
+
+@pytest.mark.parametrize("number", ["4", "4.0"])
+def test_a_person_may_have_any_number_of_photos_of_each_mask_state(number: str) -> None:
+    for stem in ("mask1", "mask2", "mask3", "mask4", "incorrect_mask"):
+        (FOLDER / f"{stem}.jpg").unlink()
+    for name in ("normal10.jpg", "normal2.png"):
+        save_photo(FOLDER / name)
+    count_photos(number)
+    photos, rejections = read()
+    assert photos["person"].value_counts().to_list() == [7, 7, 4]
+    assert photos.iloc[:4][["photo", "mask"]].to_numpy().tolist() == [
+        ["mask5.jpg", "worn"],
+        ["normal.jpg", "not_worn"],
+        ["normal2.png", "not_worn"],
+        ["normal10.jpg", "not_worn"],
+    ]
+    assert rejections == []
+
+
+def test_another_number_of_photos_than_the_table_says_is_an_error() -> None:
+    count_photos("8")
+    assert f"{TABLE}, row 2: photos is 8, but {FOLDER} has 7 (mask, mask2," in error()
+
+
+@pytest.mark.parametrize("number", ["0", "-1", "many", "7.5"])
+def test_an_invalid_number_of_photos_is_an_error(number: str) -> None:
+    count_photos(number)
+    assert f"{TABLE}, row 2: photos {number!r} is not a number: write how many" in error()
 
 
 @pytest.mark.parametrize(

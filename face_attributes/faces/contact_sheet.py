@@ -7,6 +7,7 @@ from PIL import Image, ImageDraw, ImageFont
 from face_attributes.photos.packed import Pixels
 
 PEOPLE = 12
+PHOTOS = 7
 TILE = 112
 CAPTION = 26
 COLOURS = {"detected": "#2f9e44", "person": "#f08c00", "all": "#e03131", "centre": "#868e96"}
@@ -19,7 +20,7 @@ LEGEND = {
 
 
 def draw_contact_sheet(boxes: pd.DataFrame, masks: pd.Series, crops: Pixels) -> Image.Image:
-    """Draw a row of crops per person, for up to 12 people spread evenly over the table.
+    """Draw a row of up to 7 crops per person, for up to 12 people spread evenly over the table.
 
     The colour of a frame says how the box was found.
 
@@ -30,9 +31,10 @@ def draw_contact_sheet(boxes: pd.DataFrame, masks: pd.Series, crops: Pixels) -> 
     """
     people = boxes["person"].drop_duplicates().to_list()
     chosen = [people[row] for row in np.unique(np.linspace(0, len(people) - 1, PEOPLE).astype(int))]
-    rows_by_person = {person: np.flatnonzero(boxes["person"] == person) for person in chosen}
-    columns = max(len(rows) for rows in rows_by_person.values())
-    sheet = Image.new("RGB", (columns * TILE, CAPTION + len(chosen) * (TILE + CAPTION)), "white")
+    rows_by_person = {
+        person: np.flatnonzero(boxes["person"] == person)[:PHOTOS] for person in chosen
+    }
+    sheet = Image.new("RGB", (PHOTOS * TILE, CAPTION + len(chosen) * (TILE + CAPTION)), "white")
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(12)
     for entry, (way, text) in enumerate(LEGEND.items()):

@@ -20,13 +20,21 @@ MASK_BY_STEM = {
     "incorrect_mask": "incorrect",
     "normal": "not_worn",
 }
-"""Mask state by the file name of a photo, without suffix."""
+"""Mask state of the seven photos that a person has by default, by file name without suffix."""
+
+MASK_BY_PREFIX = {"mask": "worn", "incorrect_mask": "incorrect", "normal": "not_worn"}
+"""Mask state of any number of photos, by file name without suffix and number."""
 
 MAX_AGE = 120
 NUM_YEARS = MAX_AGE + 1
 """Number of ages in years, 0 to MAX_AGE."""
 
 Labels = NDArray[np.int64]
+
+
+def mask_of(stem: str) -> str:
+    """Return the mask state of a photo named like mask, mask12 or incorrect_mask2; else ""."""
+    return MASK_BY_PREFIX.get(stem.rstrip("0123456789"), "")
 
 
 def age_group(age: int, edges: Sequence[int]) -> int:

@@ -2,20 +2,30 @@
 
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
 
 from face_attributes.errors import UserError
-from face_attributes.photos.labels import GENDERS, MASK_BY_STEM, MAX_AGE
+from face_attributes.photos.labels import (
+    GENDERS,
+    MASK_BY_STEM,
+    MASKS,
+    MAX_AGE,
+    NUM_CLASSES,
+    mask_of,
+)
 from face_attributes.photos.opening import SUFFIXES
 from face_attributes.photos.tables import read_text_table
 
 AGE = re.compile(r"\d{1,3}(\.0)?", re.ASCII)
 """A whole number of years, optionally with ".0" as spreadsheets and pandas write it."""
 
-NOT_A_PHOTO = "not one of the seven photos"
+COUNT = re.compile(r"[1-9]\d{0,5}(\.0)?", re.ASCII)
+
+NOT_A_PHOTO = "not named like a photo of this person"
 
 
 class Rejection(NamedTuple):
@@ -28,18 +38,20 @@ class Rejection(NamedTuple):
 
 
 def read_people(table: Path) -> pd.DataFrame:
-    """Read train.csv, one row per person: gender, age (years, int), path (the person), race.
+    """Read train.csv, a row per person: gender, age (years), path (the person), race, photos.
 
-    Race is never predicted; it is "" if the table has no such column.
+    Race is never predicted; it is "" if the table has no such column. The optional column `photos`
+    is the number of a person's photos; 0 if empty: a person then has the seven of `MASK_BY_STEM`.
 
     Raises:
-        UserError: naming the row of an unknown gender, an invalid age or a repeated path.
+        UserError: naming the row of an unknown gender, an invalid age or number of photos, or a
+            repeated path.
     """
-    people = read_text_table(table, ["gender", "age", "path"], ["race"])
+    people = read_text_table(table, ["gender", "age", "path"], ["race", "photos"])
     if people.empty:
         raise UserError(f"{table} has no rows below its header: add one per person")
     first_row: dict[str, int] = {}
-    for row, gender, age, path, _ in people.itertuples(name=None):
+    for row, gender, age, path, _, photos in people.itertuples(name=None):
         if path in first_row:
             raise UserError(
                 f"{table}, row {row}: path {path!r} is already in row {first_row[path]}: "
@@ -50,12 +62,31 @@ def read_people(table: Path) -> pd.DataFrame:
             raise UserError(
                 f"{table}, row {row}: gender {gender!r} is unknown: write {' or '.join(GENDERS)}"
             )
-        if not AGE.fullmatch(age) or float(age) > MAX_AGE:
+        parse_age(age, f"{table}, row {row}")
+        if photos and not COUNT.fullmatch(photos):
             raise UserError(
-                f"{table}, row {row}: age {age!r} is not a whole number of years from 0 to "
-                f"{MAX_AGE}"
+                f"{table}, row {row}: photos {photos!r} is not a number: write how many photos the "
+                "person has, or leave it empty for the usual seven"
             )
-    return people.assign(age=people["age"].astype(float).astype(int))
+    numbers = {
+        "age": people["age"].astype(float).astype(int),
+        "photos": people["photos"].replace("", "0").astype(float).astype(int),
+    }
+    return people.assign(**numbers)
+
+
+def parse_age(cell: str, where: str) -> int:
+    """Return an age in years.
+
+    Args:
+        where: file and row that contain the age, for messages.
+
+    Raises:
+        UserError: if it is not a whole number of years from 0 to MAX_AGE.
+    """
+    if not AGE.fullmatch(cell) or float(cell) > MAX_AGE:
+        raise UserError(f"{where}: age {cell!r} is not a whole number of years from 0 to {MAX_AGE}")
+    return int(float(cell))
 
 
 def child_path(folder: Path, name: str, where: str) -> Path:
@@ -83,17 +114,20 @@ def child_path(folder: Path, name: str, where: str) -> Path:
 
 
 def list_photos(people: pd.DataFrame, train: Path) -> tuple[pd.DataFrame, list[Rejection]]:
-    """Find the seven photos of each person: person, photo, path, mask, gender, age, race.
+    """Find the photos of each person: person, photo, path, mask, gender, age, race.
+
+    A person has the seven of `MASK_BY_STEM`; or, with the column `photos`, that number of photos
+    named mask, mask2, ..., incorrect_mask, incorrect_mask2, ..., normal, normal2, ...
 
     Returns:
         The photos, in the order of train.csv, and the other files and folders in `train/images`.
 
     Raises:
-        UserError: if a folder or photo is missing, a person has the same photo twice, or a path
-            leads out of `train/images`.
+        UserError: if a folder or photo is missing, a person has the same photo twice or another
+            number of photos than the table says, or a path leads out of `train/images`.
     """
     images, rows, rejections = train / "images", list[dict[str, Any]](), list[Rejection]()
-    for row, gender, age, person, race in people.itertuples(name=None):
+    for row, gender, age, person, race, number in people.itertuples(name=None):
         where = f"{train / 'train.csv'}, row {row}"
         folder = child_path(images, person, where)
         if not folder.is_dir():
@@ -101,7 +135,8 @@ def list_photos(people: pd.DataFrame, train: Path) -> tuple[pd.DataFrame, list[R
         file_by_stem: dict[str, str] = {}
         for name in list_visible(folder):
             stem = Path(name).stem.lower()
-            if stem not in MASK_BY_STEM or Path(name).suffix.lower() not in SUFFIXES:
+            named_like_a_photo = bool(mask_of(stem)) if number else stem in MASK_BY_STEM
+            if not named_like_a_photo or Path(name).suffix.lower() not in SUFFIXES:
                 rejections.append(Rejection("train", person, name, NOT_A_PHOTO))
             elif stem in file_by_stem:
                 raise UserError(
@@ -112,18 +147,24 @@ def list_photos(people: pd.DataFrame, train: Path) -> tuple[pd.DataFrame, list[R
                 if not child_path(folder, name, str(folder)).is_file():
                     raise UserError(f"{folder / name} is not a file: replace it with the photo")
                 file_by_stem[stem] = name
-        for stem, mask in MASK_BY_STEM.items():
-            if stem not in file_by_stem:
-                raise UserError(
-                    f"{folder} has no {stem} ({', '.join(SUFFIXES)}): add it, or remove "
-                    f"row {row} from {train / 'train.csv'}"
-                )
+        missing = [stem for stem in MASK_BY_STEM if stem not in file_by_stem]
+        if missing and not number:
+            raise UserError(
+                f"{folder} has no {missing[0]} ({', '.join(SUFFIXES)}): add it, or remove "
+                f"row {row} from {train / 'train.csv'}"
+            )
+        if number and len(file_by_stem) != number:
+            raise UserError(
+                f"{where}: photos is {number}, but {folder} has {len(file_by_stem)} (mask, mask2, "
+                "..., incorrect_mask, ..., normal, ...): add the photos, or correct the number"
+            )
+        for stem in sorted(file_by_stem, key=_place):
             rows.append(
                 {
                     "person": person,
                     "photo": file_by_stem[stem],
                     "path": (folder / file_by_stem[stem]).as_posix(),
-                    "mask": mask,
+                    "mask": mask_of(stem),
                     "gender": gender,
                     "age": age,
                     "race": race,
@@ -136,6 +177,11 @@ def list_photos(people: pd.DataFrame, train: Path) -> tuple[pd.DataFrame, list[R
         if name not in known
     ]
     return pd.DataFrame(rows), rejections
+
+
+def _place(stem: str) -> tuple[int, int]:
+    """Sort key of a person's photos: by mask state, then by number."""
+    return MASKS.index(mask_of(stem)), int("0" + stem.lstrip("_abcdefghijklmnopqrstuvwxyz"))
 
 
 def list_visible(folder: Path) -> list[str]:
@@ -161,3 +207,26 @@ def list_evaluation(evaluation: Path) -> pd.DataFrame:
             raise UserError(f"{where}: photo {path} is missing: add it, or remove the row")
         paths.append(path.as_posix())
     return pd.DataFrame({"photo": names.to_list(), "path": paths}, dtype=str)
+
+
+def read_answers(table: Path, photos: Iterable[str]) -> pd.DataFrame:
+    """Read the known labels of evaluation photos: ImageID, ans (0 to 17).
+
+    Args:
+        photos: names of all evaluation photos.
+
+    Raises:
+        UserError: naming the row whose answer is not a class, whose photo is not among `photos`, or
+            whose photo has an earlier row.
+    """
+    answers = read_text_table(table, ["ImageID", "ans"])
+    for row, answer in answers["ans"].items():
+        if not answer.isdecimal() or int(answer) >= NUM_CLASSES:
+            raise UserError(f"{table}, row {row}: ans {answer!r} is not a class from 0 to 17")
+    known = set(photos)
+    for row, photo in answers["ImageID"].items():
+        if photo not in known:
+            raise UserError(f"{table}, row {row}: photo {photo!r} is not in info.csv: remove it")
+    for row, photo in answers.loc[answers["ImageID"].duplicated(), "ImageID"].items():
+        raise UserError(f"{table}, row {row}: photo {photo!r} has an earlier row: keep one")
+    return answers.assign(ans=answers["ans"].astype(int))
