@@ -17,8 +17,7 @@ import sys
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -52,6 +51,7 @@ from face_attributes.networks.recipe import Recipe
 from face_attributes.networks.weight_files import read_recipe
 from face_attributes.params import Device, Precision
 from face_attributes.photos.opening import SUFFIXES
+from face_attributes.photos.workers import process_pool
 
 PHOTOS_AHEAD = 2 * MAX_BATCH
 """Photos that are open, or about to be, while the networks work on earlier ones."""
@@ -138,22 +138,6 @@ def start_worker() -> None:
     use_one_thread()
 
 
-@contextmanager
-def killed_workers_explained() -> Iterator[None]:
-    """Explain in one line that the system killed a process of the pool.
-
-    Raises:
-        UserError: if it did.
-    """
-    try:
-        yield
-    except BrokenProcessPool:
-        raise UserError(
-            "the system killed a worker process, probably because memory ran out: "
-            "lower --max-pixels"
-        ) from None
-
-
 def check_outputs(csv_file: str, json_file: str, annotated: Path | None) -> None:
     """Check that no output overwrites another one or an original photo.
 
@@ -214,13 +198,13 @@ def main(
     printed = "-" in (csv_file, json_file)
     counts = Counter[str]()
 
-    with killed_workers_explained(), ExitStack() as stack:
+    with ExitStack() as stack:
         writers = [] if printed else [stack.enter_context(table_printer(Console()))]
         writers += [stack.enter_context(csv_writer(csv_file))] if csv_file else []
         writers += [stack.enter_context(json_writer(json_file))] if json_file else []
         cores = os.cpu_count() or 1
         workers = min(len(copies), max(1, cores // 2))
-        pool = stack.enter_context(ProcessPoolExecutor(workers, initializer=start_worker))
+        pool = stack.enter_context(process_pool("lower --max-pixels", workers, start_worker))
         stack.callback(pool.shutdown, cancel_futures=True)
         if annotate is not None:
             annotator = copy_annotator(annotate, copies, pool, max_pixels, PHOTOS_AHEAD)

@@ -13,7 +13,6 @@ Writes to the output folder:
 """
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -32,10 +31,13 @@ from face_attributes.faces.detect import find_faces, load_detector, use_one_thre
 from face_attributes.files import write_json, write_table, write_whole
 from face_attributes.params import CropParams, read_params
 from face_attributes.photos.labels import MASKS
-from face_attributes.photos.opening import BadPhotoError, open_photo
+from face_attributes.photos.opening import BadPhotoError, open_photo, unreadable_explained
 from face_attributes.photos.packed import Pixels, read_packed, write_packed
 from face_attributes.photos.tables import read_stage_table
+from face_attributes.photos.workers import process_pool
 from face_attributes.progress import progress
+
+LOWER_MAX_PIXELS = "lower clean.max_pixels"
 
 BOX = ["left", "top", "width", "height"]
 
@@ -46,7 +48,7 @@ Faces = tuple[Boxes, NDArray[np.float64]]
 def find_all(name: str, paths: Sequence[str], params: CropParams) -> Faces:
     """Detect the largest face of each photo, on all cores."""
     find = partial(_find_largest, params=params)
-    with ProcessPoolExecutor(initializer=use_one_thread) as pool:
+    with process_pool(LOWER_MAX_PIXELS, initializer=use_one_thread) as pool:
         results = pool.map(find, paths, chunksize=16)
         faces = list(progress(results, len(paths), f"crop: photos searched, {name}"))
     boxes = np.array([box for box, _ in faces]).reshape(-1, 4)
@@ -54,7 +56,8 @@ def find_all(name: str, paths: Sequence[str], params: CropParams) -> Faces:
 
 
 def _find_largest(path: str, params: CropParams) -> tuple[Boxes, float]:
-    boxes, confidences = find_faces(_open_clean(path), params)
+    with unreadable_explained(Path(path)):
+        boxes, confidences = find_faces(_open_clean(path), params)
     return (boxes[0], float(confidences[0])) if len(boxes) else (np.full(4, np.nan), 0.0)
 
 
@@ -90,20 +93,21 @@ def crop_set(
 
 def cut_all(name: str, paths: Sequence[str], boxes: Boxes, params: CropParams) -> Iterator[Pixels]:
     """Yield the crop of each photo (side x side x 3, uint8) in order, cut on all cores."""
-    with ProcessPoolExecutor() as pool:
+    with process_pool(LOWER_MAX_PIXELS) as pool:
         crops = pool.map(partial(_cut_file, params=params), paths, boxes, chunksize=16)
         yield from progress(crops, len(paths), f"crop: photos cropped, {name}")
 
 
 def _cut_file(path: str, box: Boxes, params: CropParams) -> Pixels:
-    return cut(_open_clean(path), box, params)
+    with unreadable_explained(Path(path)):
+        return cut(_open_clean(path), box, params)
 
 
 def _open_clean(path: str) -> Image.Image:
     """Open a photo that the stage `clean` accepted.
 
     Raises:
-        UserError: if the photo has changed since.
+        UserError: if the photo has changed since, or cannot be read.
     """
     try:
         return open_photo(Path(path))

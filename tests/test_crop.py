@@ -136,6 +136,9 @@ def test_a_photo_that_changed_after_the_stage_clean_is_an_error(cleaned: Path, r
     photo.write_text("text")
     error = run(crop.main, "clean", "data/detectors", "crop", code=1).stderr
     assert f"{photo} is not a JPEG or PNG, but the stage clean accepted it: run" in error
+    photo.write_bytes(b"")
+    error = run(crop.main, "clean", "data/detectors", "crop", code=1).stderr
+    assert f"{photo} is empty, but the stage clean" in error
     photo.unlink()
     error = run(crop.main, "clean", "data/detectors", "crop", code=1).stderr
     assert f"error: {photo} is missing, but" in error

@@ -32,7 +32,12 @@ from face_attributes.inference.ensemble import Ensemble, predict_batch
 from face_attributes.networks.device import Hardware
 from face_attributes.networks.recipe import Recipe
 from face_attributes.photos.labels import GENDERS, MASKS, NUM_AGE_GROUPS, attribute_names
-from face_attributes.photos.opening import BadPhotoError, open_photo
+from face_attributes.photos.opening import (
+    BadPhotoError,
+    UnreadableError,
+    open_photo,
+    unreadable_explained,
+)
 from face_attributes.photos.packed import Pixels
 
 COLUMNS = [
@@ -111,12 +116,15 @@ def examine(
             networks were trained on whole photos, every photo is used whole in any case.
     """
     try:
-        photo = open_photo(source, max_pixels)
+        with unreadable_explained(source):
+            photo = open_photo(source, max_pixels)
+            faces = _crop_faces(photo, recipe, fallback)
     except BadPhotoError as error:
         return ExaminedPhoto(file, 0, 0, [], str(error))
-    except OSError as error:
+    except UnreadableError as error:
+        return ExaminedPhoto(file, 0, 0, [], error.reason)
+    except FileNotFoundError as error:
         return ExaminedPhoto(file, 0, 0, [], f"cannot be opened ({error.strerror})")
-    faces = _crop_faces(photo, recipe, fallback)
     return ExaminedPhoto(file, photo.width, photo.height, faces, "" if faces else NO_FACE)
 
 

@@ -26,9 +26,6 @@ from face_attributes.files import write_whole
 from face_attributes.inference.recognition import COLUMNS, NO_FACE, Row, is_readable
 from face_attributes.photos.opening import SUFFIXES, open_photo
 
-MAX_JPEG_SIDE = 65_500
-"""Largest width or height of a JPEG, in pixels."""
-
 COLUMN_WIDTHS = {"face": 8, "mask": 14, "gender": 11, "age": 16, "class": 8}
 """Characters: on a terminal of 80, they leave 17 for the file name."""
 
@@ -165,6 +162,4 @@ def write_annotated(path: Path, rows: Sequence[Row], copy: Path, max_pixels: int
         ]
     with write_whole(copy, fsync=False) as file:
         file_format = "PNG" if copy.suffix.lower() == ".png" else "JPEG"
-        marked = mark(photo, boxes, captions)
-        marked.thumbnail((MAX_JPEG_SIDE, MAX_JPEG_SIDE))  # shrinks only what JPEG cannot store
-        marked.save(file, file_format, quality=90)
+        mark(photo, boxes, captions).save(file, file_format, quality=90)
