@@ -50,6 +50,7 @@ from face_attributes.networks.device import prepare_hardware
 from face_attributes.networks.recipe import Recipe
 from face_attributes.networks.weight_files import read_recipe
 from face_attributes.params import Device, Precision
+from face_attributes.photos.names import readable_name
 from face_attributes.photos.opening import SUFFIXES
 from face_attributes.photos.workers import process_pool
 
@@ -101,11 +102,6 @@ def _walk(folder: Path) -> Iterator[Path]:
 def examine_file(path: Path, recipe: Recipe, fallback: bool, max_pixels: int) -> ExaminedPhoto:
     """Examine a photo, named in its rows by its path."""
     return examine(readable_name(path), path, recipe, fallback, max_pixels)
-
-
-def readable_name(path: Path) -> str:
-    """Convert a path to valid Unicode, with undecodable bytes as backslash escapes."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def examine_ahead(

@@ -36,6 +36,7 @@ from face_attributes.photos.raw import (
 )
 from face_attributes.photos.workers import process_pool
 from face_attributes.progress import progress
+from face_attributes.revisions import hidden_from_dvc
 
 LOWER_MAX_PIXELS = "lower clean.max_pixels"
 
@@ -102,6 +103,20 @@ def encode_all(photos: pd.DataFrame, edges: Sequence[int]) -> list[int]:
     ]
 
 
+def check_visible(paths: Sequence[str]) -> None:
+    """Check that DVC notices when a photo changes.
+
+    Raises:
+        UserError: naming the first that it ignores.
+    """
+    hidden = hidden_from_dvc(paths)
+    if hidden:
+        raise UserError(
+            f"{hidden[0]}: a .dvcignore hides it, so that DVC does not notice when it changes: "
+            f"rename it, or change the .dvcignore ({len(hidden)} of {len(paths)} photos)"
+        )
+
+
 @stage_command
 def main(train: Path, evaluation: Path, corrections: Path, out: Path) -> None:
     """Check TRAIN and EVALUATION, apply CORRECTIONS, write the clean tables to OUT."""
@@ -109,6 +124,7 @@ def main(train: Path, evaluation: Path, corrections: Path, out: Path) -> None:
     edges = params.labels.age_edges
     original, rejections = list_photos(read_people(train / "train.csv"), train)
     evaluation_photos = list_evaluation(evaluation)
+    check_visible([*original["path"], *evaluation_photos["path"]])
     corrected = apply_corrections(original, read_corrections(corrections), corrections)
     paths = [*corrected["path"], *evaluation_photos["path"]]
     decoded = list(decode_all(paths, params.clean.max_pixels))

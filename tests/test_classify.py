@@ -19,6 +19,7 @@ from face_attributes.inference.recognition import BOX
 from face_attributes.networks.recipe import Recipe, make_recipe
 from face_attributes.params import read_params
 from face_attributes.photos.labels import attribute_names, class_names
+from face_attributes.photos.names import readable_name
 from face_attributes.photos.tables import PROBABILITIES
 from stages import clean, crop, predict
 from tests.conftest import Change, Run, save_photo
@@ -351,7 +352,7 @@ def test_programs_can_read_what_is_printed() -> None:
 
 def test_readable_photos_get_annotated_copies_and_originals_stay(result: Classified) -> None:
     broken = {"empty.jpg", "gone.jpg", "huge.png", "loop.jpg", "text.jpg", "torn.png"}
-    copies = {classify.readable_name(Path(path.name)) for path in result.copies.iterdir()}
+    copies = {readable_name(Path(path.name)) for path in result.copies.iterdir()}
     assert copies - {"rows.csv"} == result.json_rows.keys() - broken
     with Image.open(result.copies / "face.jpg") as copy:
         assert copy.width / copy.height == pytest.approx(384 / 512, abs=0.01)

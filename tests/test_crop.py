@@ -115,19 +115,23 @@ def test_all_faces_are_found_the_largest_first(portraits: list[Path]) -> None:
     assert boxes[0, 2] > 1.5 * boxes[1, 2]
 
 
-def test_a_bad_yunet_model_is_an_error_and_one_outside_the_dependency_a_warning(
+def test_a_yunet_model_that_is_missing_bad_or_outside_the_dependency_is_an_error(
     cleaned: Path, run: Run, change: Change
 ) -> None:
+    def error() -> str:
+        return run(crop.main, "clean", "data/detectors", "crop", code=1).stderr
+
+    model = Path("data/detectors/face_detection_yunet_2023mar.onnx")
     change("crop.detector", "yunet")
-    result = run(crop.main, "clean", "data/detectors", "crop", code=1)
-    assert "crop.yunet_model: 'data/detectors/face_detection_yunet_2023mar.onnx' is missing" in (
-        result.stderr
-    )
-    Path("model.onnx").write_bytes(b"no model")
+    assert f"crop.yunet_model: '{model}' is missing: download" in error()
+    model.parent.mkdir(parents=True)
+    model.write_bytes(b"no model")
+    assert f"error: crop.yunet_model: {model} is not a YuNet model" in error()
+    model.rename("model.onnx")
+    model.symlink_to(Path("model.onnx").absolute())
+    assert f"crop.yunet_model: {model} is outside data/detectors, where DVC would not" in error()
     change("crop.yunet_model", "model.onnx")
-    result = run(crop.main, "clean", "data/detectors", "crop", code=1)
-    assert "warning: crop.yunet_model: model.onnx is outside data/detectors" in result.stderr
-    assert "error: crop.yunet_model: model.onnx is not a YuNet model" in result.stderr
+    assert "crop.yunet_model: model.onnx is outside data/detectors, where DVC would not" in error()
     assert not Path("crop/train.npy").exists()
 
 
