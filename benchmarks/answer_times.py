@@ -28,7 +28,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from commands.classify import find_photos
+from commands.classify import PassedOver, find_photos
 from face_attributes.faces.boxes import WHOLE_PHOTO
 from face_attributes.faces.cut import cut
 from face_attributes.faces.detect import find_faces, use_one_thread
@@ -133,7 +133,7 @@ def main(
     contender: Annotated[str, typer.Option(hidden=True)] = "",
 ) -> None:
     """Compare `commands.classify` with a plain loop on PHOTOS."""
-    paths = list(islice(find_photos([photos]), count))
+    paths = list(islice(find_photos([photos], PassedOver()), count))
     if contender and networks:
         return reference(paths, networks)
     with tempfile.TemporaryDirectory() as folder:

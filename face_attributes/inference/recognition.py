@@ -36,6 +36,7 @@ from face_attributes.photos.opening import (
     BadPhotoError,
     UnreadableError,
     open_photo,
+    readable_formats,
     unreadable_explained,
 )
 from face_attributes.photos.packed import Pixels
@@ -117,7 +118,7 @@ def examine(
     """
     try:
         with unreadable_explained(source):
-            photo = open_photo(source, max_pixels)
+            photo = open_photo(source, max_pixels, readable_formats())
             faces = _crop_faces(photo, recipe, fallback)
     except BadPhotoError as error:
         return ExaminedPhoto(file, 0, 0, [], str(error))

@@ -5,9 +5,12 @@ a failing disk or too little memory, is an `UnreadableError`, which stops a stag
 good.
 """
 
+import importlib
+import importlib.util
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 
@@ -20,6 +23,18 @@ from face_attributes.photos.repair import SIGNATURES, repair
 FORMATS = ("JPEG", "PNG")
 SUFFIXES = (".jpg", ".jpeg", ".png")
 
+FORMAT_BY_SUFFIX = dict.fromkeys(SUFFIXES[:2], "JPEG") | {
+    ".png": "PNG",
+    ".webp": "WEBP",
+    ".gif": "GIF",
+    ".avif": "AVIF",
+    ".heic": "HEIF",
+    ".heif": "HEIF",
+}
+"""What people keep photos in. The pipeline itself takes only FORMATS, on every machine alike."""
+NEEDED_PACKAGE = {"HEIF": "pillow-heif"}
+"""Packages that this project does not install, by the format that they read."""
+
 MAX_SIDE = 65_500
 """Maximum width or height, in pixels: libjpeg's. A PNG one pixel wide and as many high as
 `max_pixels` allows would take gigabytes: Pillow stores a pointer and padding for each row."""
@@ -30,6 +45,15 @@ MAX_MISSING = 0.05
 
 MISSING_END = "missing end"
 """Key of an opened photo's `info`."""
+
+
+@cache
+def readable_formats() -> tuple[str, ...]:
+    """Return the formats of FORMAT_BY_SUFFIX that this installation reads."""
+    if importlib.util.find_spec("pillow_heif"):
+        importlib.import_module("pillow_heif").register_heif_opener()
+    Image.init()
+    return tuple(name for name in dict.fromkeys(FORMAT_BY_SUFFIX.values()) if name in Image.OPEN)
 
 
 class BadPhotoError(Exception):
@@ -116,7 +140,7 @@ def _decode(content: bytes, max_pixels: int | None, formats: tuple[str, ...]) ->
     except UnidentifiedImageError:
         if content.startswith(SIGNATURES):
             raise BadPhotoError("cannot be decoded (its header is damaged)") from None
-        raise BadPhotoError(f"is not a {' or '.join(formats)}") from None
+        raise BadPhotoError(f"is not a {', '.join(formats[:-1])} or {formats[-1]}") from None
     except Exception as error:  # damaged files raise all kinds of exceptions in Pillow
         repaired = repair(content)
         if repaired is None:
