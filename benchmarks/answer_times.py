@@ -91,8 +91,9 @@ def reference(paths: Sequence[Path], networks: Path) -> None:
     print("header", flush=True)
     for path in paths:
         photo = open_photo(path)
-        boxes, _ = find_faces(photo, recipe.crop)
-        crop = cut(photo, boxes[0] if len(boxes) else WHOLE_PHOTO, recipe.crop)
+        faces = find_faces(photo, recipe.crop)
+        box = faces.boxes[0] if len(faces.boxes) else WHOLE_PHOTO
+        crop = cut(photo, box, faces.turn, recipe.crop)
         pixels = torch.from_numpy(crop.copy())[None]
         print(predict_batch(ensemble, pixels, hardware).argmax().item(), flush=True)
 
@@ -114,9 +115,9 @@ def cpu_per_step(paths: Sequence[Path], networks: Path) -> dict[str, float]:
     crops = []
     for path in paths:
         photo = timed("decode", open_photo, path)
-        boxes, _ = timed("detect", find_faces, photo, recipe.crop)
-        box = boxes[0] if len(boxes) else WHOLE_PHOTO
-        crops.append(timed("cut", cut, photo, box, recipe.crop))
+        faces = timed("detect", find_faces, photo, recipe.crop)
+        box = faces.boxes[0] if len(faces.boxes) else WHOLE_PHOTO
+        crops.append(timed("cut", cut, photo, box, faces.turn, recipe.crop))
     for batch in torch.from_numpy(np.stack(crops)).split(MAX_BATCH):
         timed("networks", predict_batch, ensemble, batch, hardware)
     return {step: 1000 * seconds / len(paths) for step, seconds in spent.items()}

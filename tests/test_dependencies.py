@@ -18,10 +18,11 @@ import os, sys
 def record(event, arguments):
     if event == "open" and isinstance(arguments[0], str) and isinstance(arguments[2], int):
         path = os.path.realpath(arguments[0])
-        if not arguments[2] & (os.O_WRONLY | os.O_CREAT) and path.startswith(ROOT):
-            with_descriptor = os.open(RECORD, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-            os.write(with_descriptor, (path[len(ROOT):] + "\\n").encode())
-            os.close(with_descriptor)
+        reads = not arguments[2] & (os.O_WRONLY | os.O_CREAT)
+        if reads and path.startswith(ROOT) and os.path.isfile(path):
+            descriptor = os.open(RECORD, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+            os.write(descriptor, (path[len(ROOT):] + "\\n").encode())
+            os.close(descriptor)
 
 ROOT, RECORD = os.environ["RECORD_READS_IN"] + "/", os.environ["RECORD_READS_TO"]
 sys.addaudithook(record)

@@ -7,7 +7,8 @@ without one:
 - `mask`, `gender`, `age` in words, and `class` (0 to 17): the most probable class
 - `probability` of that class; `mask_probability`, `gender_probability`, `age_probability`
 - `left`, `top`, `width`, `height`: the face's box, in pixels of the upright photo
-- `way`: detected, fallback (the median box of the training faces) or whole (the whole photo)
+- `way`: detected, turned_90, turned_180 or turned_270 (detected in the photo turned clockwise by so
+  many degrees), fallback (the median box of the training faces) or whole (the whole photo)
 - `confidence` of the detector, 0 to 1; 0 if it did not find the box
 - `problem`: empty, or why the photo has no label; then all but `file` and `face` are None
 - `attributes`: the probability of each value of mask, gender and age, by its name
@@ -25,7 +26,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from face_attributes.errors import UserError
-from face_attributes.faces.boxes import WHOLE_PHOTO, Boxes
+from face_attributes.faces.boxes import DETECTED, WHOLE_PHOTO, Boxes
+from face_attributes.faces.boxes import Way as DetectedWay
 from face_attributes.faces.cut import cut
 from face_attributes.faces.detect import find_faces
 from face_attributes.inference.ensemble import Ensemble, predict_batch
@@ -56,7 +58,7 @@ MAX_BATCH = 32
 """Most crops that go through the networks at once."""
 
 Row = dict[str, Any]
-Way = Literal["detected", "fallback", "whole"]
+Way = DetectedWay | Literal["fallback", "whole"]
 
 
 class Face(NamedTuple):
@@ -130,17 +132,17 @@ def examine(
 
 
 def _crop_faces(photo: Image.Image, recipe: Recipe, fallback: bool) -> list[Face]:
-    boxes, confidences = find_faces(photo, recipe.crop)
+    boxes, confidences, turn = find_faces(photo, recipe.crop)
     faces = [
-        Face(box, "detected", float(confidence), cut(photo, box, recipe.crop))
+        Face(box, DETECTED[turn], float(confidence), cut(photo, box, turn, recipe.crop))
         for box, confidence in zip(boxes, confidences, strict=True)
     ]
     if faces or not (fallback or recipe.crop.detector == "none"):
         return faces
     if recipe.fallback is None:
-        return [Face(WHOLE_PHOTO, "whole", 0.0, cut(photo, WHOLE_PHOTO, recipe.crop))]
+        return [Face(WHOLE_PHOTO, "whole", 0.0, cut(photo, WHOLE_PHOTO, 0, recipe.crop))]
     box = np.array(recipe.fallback)
-    return [Face(box, "fallback", 0.0, cut(photo, box, recipe.crop))]
+    return [Face(box, "fallback", 0.0, cut(photo, box, 0, recipe.crop))]
 
 
 def classify(

@@ -21,6 +21,7 @@ from rich.text import Text
 from tqdm import tqdm
 
 from face_attributes.errors import UserError
+from face_attributes.faces.boxes import TURNS
 from face_attributes.faces.marking import mark
 from face_attributes.files import write_whole
 from face_attributes.inference.recognition import COLUMNS, NO_FACE, Row, is_readable
@@ -121,7 +122,7 @@ def _table(rows: Sequence[Row], width: int, header: bool) -> Table:
             f"{row[field]:<{COLUMN_WIDTHS[field] - 5}} {row[f'{field}_probability']:4.0%}"
             for field in ("mask", "gender", "age")
         ]
-        face = str(row["face"]) if row["way"] == "detected" else row["way"]
+        face = str(row["face"]) if row["way"] in TURNS else row["way"]
         table.add_row(Text(name), face, *attributes, f"{row['class']:2} {row['probability']:4.0%}")
     return table
 
