@@ -28,7 +28,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from commands.classify import find_photos
+from commands.classify import PassedOver, find_photos
 from face_attributes.faces.boxes import WHOLE_PHOTO
 from face_attributes.faces.cut import cut
 from face_attributes.faces.detect import find_faces, use_one_thread
@@ -92,8 +92,9 @@ def reference(paths: Sequence[Path], networks: Path) -> None:
     print("header", flush=True)
     for path in paths:
         photo = open_photo(path)
-        boxes, _ = find_faces(photo, recipe.crop)
-        crop = cut(photo, boxes[0] if len(boxes) else WHOLE_PHOTO, recipe.crop)
+        faces = find_faces(photo, recipe.crop)
+        box = faces.boxes[0] if len(faces.boxes) else WHOLE_PHOTO
+        crop = cut(photo, box, faces.turn, recipe.crop)
         pixels = torch.from_numpy(crop.copy())[None]
         print(predict_batch(ensemble, pixels, hardware).argmax().item(), flush=True)
 
@@ -115,9 +116,9 @@ def cpu_per_step(paths: Sequence[Path], networks: Path) -> dict[str, float]:
     crops = []
     for path in paths:
         photo = timed("decode", open_photo, path)
-        boxes, _ = timed("detect", find_faces, photo, recipe.crop)
-        box = boxes[0] if len(boxes) else WHOLE_PHOTO
-        crops.append(timed("cut", cut, photo, box, recipe.crop))
+        faces = timed("detect", find_faces, photo, recipe.crop)
+        box = faces.boxes[0] if len(faces.boxes) else WHOLE_PHOTO
+        crops.append(timed("cut", cut, photo, box, faces.turn, recipe.crop))
     for batch in torch.from_numpy(np.stack(crops)).split(MAX_BATCH):
         timed("networks", predict_batch, ensemble, batch, hardware)
     return {step: 1000 * seconds / len(paths) for step, seconds in spent.items()}
@@ -134,7 +135,7 @@ def main(
     contender: Annotated[str, typer.Option(hidden=True)] = "",
 ) -> None:
     """Compare `commands.classify` with a plain loop on PHOTOS."""
-    paths = list(islice(find_photos([photos]), count))
+    paths = list(islice(find_photos([photos], PassedOver()), count))
     if contender and networks:
         return reference(paths, networks)
     with tempfile.TemporaryDirectory() as folder:

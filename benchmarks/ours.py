@@ -40,7 +40,7 @@ from face_attributes.training.loop import Fold, fit
 
 def crop(path: str, params: CropParams) -> Pixels:
     """Crop the square middle of a photo, like the reference loop."""
-    return cut(open_photo(Path(path)), WHOLE_PHOTO, params)
+    return cut(open_photo(Path(path)), WHOLE_PHOTO, 0, params)
 
 
 def train(

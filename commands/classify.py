@@ -3,22 +3,23 @@
     python -m commands.classify photo.jpg holiday/ --csv labels.csv --annotate labelled
 
 Photos are cropped as in training; the networks' files say how. Folders are searched recursively
-for jpg, jpeg and png; hidden files and folders are skipped. A photo without a face is listed as
-such, and classified only with --fallback. `face_attributes/inference/recognition.py` describes the
-fields of a row. The class is the most probable one: `predict.tau` does not apply.
+for photos (jpg, png, webp, gif, avif; heic with pillow-heif). Hidden files, linked folders and
+folders of thumbnails are skipped; what else was passed over is counted. A photo without a face is
+listed as such, and classified only with --fallback. `face_attributes/inference/recognition.py`
+describes the fields of a row. The class is the most probable one: `predict.tau` does not apply.
 
-The exit code is 1 if a photo could not be read (one line each), otherwise 0: a photo without a face
-is not an error.
+The exit code is 1 if a photo or folder could not be read (one line each), otherwise 0: a photo
+without a face is not an error.
 """
 
+import io
 import os
 import signal
 import sys
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -32,6 +33,7 @@ from tqdm import tqdm
 from face_attributes.command import user_command
 from face_attributes.errors import UserError
 from face_attributes.faces.detect import load_detector, use_one_thread
+from face_attributes.files import MAX_NAME_BYTES
 from face_attributes.inference.ensemble import Ensemble, read_networks
 from face_attributes.inference.recognition import (
     MAX_BATCH,
@@ -51,17 +53,67 @@ from face_attributes.networks.device import prepare_hardware
 from face_attributes.networks.recipe import Recipe
 from face_attributes.networks.weight_files import read_recipe
 from face_attributes.params import Device, Precision
-from face_attributes.photos.opening import SUFFIXES
+from face_attributes.photos.names import readable_name
+from face_attributes.photos.opening import (
+    FORMAT_BY_SUFFIX,
+    NEEDED_PACKAGE,
+    SUFFIXES,
+    readable_formats,
+)
+from face_attributes.photos.workers import process_pool
+
+THUMBNAILS = ("@eaDir", "__MACOSX")
+"""Folders in which Synology's servers and macOS's archives store small copies; hidden folders such
+as `.thumbnails` are skipped in any case."""
 
 PHOTOS_AHEAD = 2 * MAX_BATCH
 """Photos that are open, or about to be, while the networks work on earlier ones."""
 
 
-def find_photos(arguments: Sequence[Path]) -> dict[Path, Path]:
+class PassedOver:
+    """Files and folders that are not classified, by the reason."""
+
+    def __init__(self) -> None:
+        self.suffixes = Counter[str]()
+        self.linked, self.thumbnails = list[str](), list[str]()
+        self.unreadable = dict[str, str]()
+
+    def lines(self) -> Iterator[str]:
+        """Describe them, one line for each reason."""
+        needed = {
+            suffix: NEEDED_PACKAGE[name]
+            for suffix, name in FORMAT_BY_SUFFIX.items()
+            if name not in readable_formats() and name in NEEDED_PACKAGE
+        }
+        for suffix, package in needed.items():
+            if count := self.suffixes.pop(suffix, 0):
+                yield f"{count} {suffix} (`python -m pip install {package}` makes them readable)"
+        if self.suffixes:
+            kinds = [
+                f"{count} {suffix or 'without a suffix'}"
+                for suffix, count in self.suffixes.most_common(5)
+            ]
+            more = self.suffixes.total() - sum(count for _, count in self.suffixes.most_common(5))
+            yield f"files that are not photos: {', '.join(kinds)}" + (f", {more} more" * bool(more))
+        if self.thumbnails:
+            yield f"{len(self.thumbnails)} folders of thumbnails, such as {self.thumbnails[0]}"
+        if self.linked:
+            yield (
+                f"{len(self.linked)} linked folders, such as {self.linked[0]} (name them on the "
+                "command line)"
+            )
+        for folder, reason in self.unreadable.items():
+            yield f"{folder}, which cannot be read ({reason})"
+
+
+def find_photos(arguments: Sequence[Path], passed_over: PassedOver) -> dict[Path, Path]:
     """Find the named photos, and those in the named folders: path -> path of an annotated copy.
 
     Each photo comes once, in the order of the arguments, then of names. The paths of the copies are
     relative to their folder, and unique even on a case-insensitive file system.
+
+    Args:
+        passed_over: receives what else is in the folders.
 
     Raises:
         UserError: if an argument does not exist, or a folder contains no photo.
@@ -69,43 +121,67 @@ def find_photos(arguments: Sequence[Path]) -> dict[Path, Path]:
     copies, taken, known = dict[Path, Path](), set[str](), set[str]()
     for argument in arguments:
         if not argument.is_file() and not argument.is_dir():
-            raise UserError(f"there is no photo or folder {argument}")
-        paths = list(_walk(argument)) if argument.is_dir() else [argument]
+            raise UserError(f"there is no photo or folder {readable_name(argument)}")
+        paths = list(_walk(argument, passed_over)) if argument.is_dir() else [argument]
         if not paths:
-            raise UserError(f"{argument} contains no photo ({', '.join(SUFFIXES)})")
+            also = "; ".join(["", *passed_over.lines()])
+            suffixes = [
+                suffix for suffix, name in FORMAT_BY_SUFFIX.items() if name in readable_formats()
+            ]
+            raise UserError(
+                f"{readable_name(argument)} contains no photo ({', '.join(suffixes)}){also}"
+            )
         for path in paths:
             real = os.path.realpath(path)  # unlike resolve(), tolerates a self-referencing link
             if real in known:
                 continue
             known.add(real)
             name = path.relative_to(argument) if argument.is_dir() else Path(path.name)
+            if name.suffix.lower() not in SUFFIXES:
+                name = _rename(name, ".jpg", name.name)
             copy, number = name, 1
             while copy.as_posix().casefold() in taken:
                 number += 1
-                copy = name.with_stem(f"{name.stem}-{number}")
+                copy = _rename(name, f"-{number}{name.suffix}", name.stem)
             taken.add(copy.as_posix().casefold())
             copies[path] = copy
     return copies
 
 
-def _walk(folder: Path) -> Iterator[Path]:
-    for parent, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(files):
+def _rename(path: Path, ending: str, stem: str) -> Path:
+    """Name a file by a stem and an ending; the stem is cut to what file systems allow."""
+    kept = os.fsencode(stem)[: MAX_NAME_BYTES - len(os.fsencode(ending))]
+    return path.with_name(os.fsdecode(kept) + ending)
+
+
+def _walk(folder: Path, passed_over: PassedOver) -> Iterator[Path]:
+    def note_unreadable(error: OSError) -> None:
+        passed_over.unreadable[readable_name(error.filename)] = str(error.strerror)
+
+    for parent, folders, files in os.walk(folder, onerror=note_unreadable):
+        visible = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = []
+        for name in visible:
             path = Path(parent, name)
-            is_photo = not name.startswith(".") and path.suffix.lower() in SUFFIXES
-            if is_photo and (path.is_file() or not path.exists()):  # broken links are reported
+            if name in THUMBNAILS:
+                passed_over.thumbnails.append(readable_name(path))
+            elif path.is_symlink():
+                passed_over.linked.append(readable_name(path))
+            else:
+                folders.append(name)
+        for name in sorted(files):
+            path, suffix = Path(parent, name), Path(name).suffix.lower()
+            if name.startswith("."):
+                continue
+            if FORMAT_BY_SUFFIX.get(suffix) not in readable_formats():
+                passed_over.suffixes[suffix] += 1
+            elif path.is_file() or not path.exists():  # broken links are reported
                 yield path
 
 
 def examine_file(path: Path, recipe: Recipe, fallback: bool, max_pixels: int) -> ExaminedPhoto:
     """Examine a photo, named in its rows by its path."""
     return examine(readable_name(path), path, recipe, fallback, max_pixels)
-
-
-def readable_name(path: Path) -> str:
-    """Convert a path to valid Unicode, with undecodable bytes as backslash escapes."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def examine_ahead(
@@ -136,22 +212,6 @@ def start_worker() -> None:
     """Set up a process of the pool: the main process handles Ctrl-C."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     use_one_thread()
-
-
-@contextmanager
-def killed_workers_explained() -> Iterator[None]:
-    """Explain in one line that the system killed a process of the pool.
-
-    Raises:
-        UserError: if it did.
-    """
-    try:
-        yield
-    except BrokenProcessPool:
-        raise UserError(
-            "the system killed a worker process, probably because memory ran out: "
-            "lower --max-pixels"
-        ) from None
 
 
 def check_outputs(csv_file: str, json_file: str, annotated: Path | None) -> None:
@@ -203,28 +263,40 @@ def main(
 ) -> None:
     """Classify the faces in PHOTOS: mask, gender and age group.
 
-    The exit code is 1 if a photo could not be read; a photo without a face is not an error.
+    The exit code is 1 if a photo could not be read or drawn on, or a folder not read; a photo
+    without a face is not an error.
     """
     check_outputs(csv_file, json_file, annotate)
     files = list(find_networks(networks, fold).values())
     recipe = read_recipe(files[0])
-    copies = find_photos(photos)
+    passed_over = PassedOver()
+    copies = find_photos(photos, passed_over)
     load_detector(recipe.crop.detector, recipe.crop.yunet_model)  # fails before the pool starts
     examine_path = partial(examine_file, recipe=recipe, fallback=fallback, max_pixels=max_pixels)
     printed = "-" in (csv_file, json_file)
     counts = Counter[str]()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a name may have letters that the console lacks
 
-    with killed_workers_explained(), ExitStack() as stack:
-        writers = [] if printed else [stack.enter_context(table_printer(Console()))]
-        writers += [stack.enter_context(csv_writer(csv_file))] if csv_file else []
+    def report_missing_copy(path: Path, reason: str) -> None:
+        counts["without a copy"] += 1
+        tqdm.write(f"{readable_name(path)} {reason}", sys.stderr)
+
+    with ExitStack() as stack:
+        writers = [stack.enter_context(csv_writer(csv_file))] if csv_file else []
         writers += [stack.enter_context(json_writer(json_file))] if json_file else []
         cores = os.cpu_count() or 1
         workers = min(len(copies), max(1, cores // 2))
-        pool = stack.enter_context(ProcessPoolExecutor(workers, initializer=start_worker))
+        pool = stack.enter_context(process_pool("lower --max-pixels", workers, start_worker))
         stack.callback(pool.shutdown, cancel_futures=True)
         if annotate is not None:
-            annotator = copy_annotator(annotate, copies, pool, max_pixels, PHOTOS_AHEAD)
+            annotator = copy_annotator(
+                annotate, copies, pool, max_pixels, PHOTOS_AHEAD, report_missing_copy
+            )
             writers.append(stack.enter_context(annotator))
+        if not printed:  # last: what is printed is written already
+            writers.append(stack.enter_context(table_printer(Console())))
 
         # Fork the workers before torch starts its threads: forked threads do not run.
         batches = examine_ahead(pool, list(copies), examine_path)
@@ -250,12 +322,14 @@ def main(
                     counts["unreadable"] += 1
                     tqdm.write(f"{rows[0]['file']} {problem}", sys.stderr)
             bar.update(len(batch))
+    for line in passed_over.lines():
+        print(f"passed over: {line}", file=sys.stderr)
     print(
         f"classify: {len(copies)} photos, {counts['faces']} faces ({len(files)} networks); "
         f"{counts['without a face']} without a face, {counts['unreadable']} unreadable",
         file=sys.stderr if printed else sys.stdout,
     )
-    if counts["unreadable"]:
+    if counts["unreadable"] or counts["without a copy"] or passed_over.unreadable:
         raise typer.Exit(1)
 
 

@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 if TYPE_CHECKING:  # importing pandas takes 0.25 s, and `commands.classify` does not need it
     import pandas as pd
 
+MAX_NAME_BYTES = 255
+"""Longest name of a file, on all common file systems."""
+
 CHECKSUM_BYTES = hashlib.sha256().digest_size
 
 
@@ -33,7 +36,7 @@ def write_whole(path: Path, fsync: bool = True) -> Iterator[BufferedRandom]:
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
+    partial = _partial(path)
     try:
         with path_in_errors(path), partial.open("w+b") as file:
             yield file
@@ -43,6 +46,14 @@ def write_whole(path: Path, fsync: bool = True) -> Iterator[BufferedRandom]:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _partial(path: Path) -> Path:
+    """The temporary name of a file, which must not be longer than file systems allow."""
+    name = os.fsencode(path.name)
+    if len(name) + len(".partial") > MAX_NAME_BYTES:
+        return path.with_name(hashlib.sha256(name).hexdigest() + ".partial")
+    return path.with_name(path.name + ".partial")
 
 
 @contextmanager

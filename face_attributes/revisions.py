@@ -2,12 +2,13 @@
 
 import json
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import dvc.api
-from dvc.exceptions import DvcException
+from dvc.exceptions import DvcException, NotDvcRepoError
+from dvc.repo import Repo
 
 from face_attributes.errors import UserError
 
@@ -60,6 +61,15 @@ def read_metrics(revision: str, path: Path) -> dict[str, Any]:
         return {}
     metrics: dict[str, Any] = json.loads(content)
     return metrics
+
+
+def hidden_from_dvc(paths: Iterable[str]) -> list[str]:
+    """List the paths that a .dvcignore hides from DVC, which does not notice when they change."""
+    try:
+        with Repo() as repo:
+            return [path for path in paths if repo.dvcignore.is_ignored_file(path)]
+    except NotDvcRepoError:
+        return []
 
 
 def git_state() -> dict[str, Any]:

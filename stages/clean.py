@@ -8,25 +8,25 @@ Writes to the output folder:
   origin (given or corrected), label, given_label (before corrections)
 - `evaluation.csv`: photo, path, rejected (the reason, or empty), one row per row of info.csv
 - `rejected.csv`: set, person, photo, reason
-- `metrics.json`: numbers of photos, rejected photos and corrected photos
+- `metrics.json`: numbers of photos, also of rejected, corrected and slightly truncated ones
 
 The column `path` of train.csv is the only key of a person. Photos are never modified.
 """
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 
 from face_attributes.command import stage_command
 from face_attributes.errors import UserError
 from face_attributes.files import write_json, write_table
-from face_attributes.params import CleanParams, read_params
+from face_attributes.params import read_params
 from face_attributes.photos.label_edits import apply_corrections, read_corrections
 from face_attributes.photos.labels import encode
-from face_attributes.photos.opening import BadPhotoError, open_photo
+from face_attributes.photos.opening import BadPhotoError, missing_end, open_photo
 from face_attributes.photos.raw import (
     NOT_A_PHOTO,
     Rejection,
@@ -34,41 +34,56 @@ from face_attributes.photos.raw import (
     list_photos,
     read_people,
 )
+from face_attributes.photos.workers import process_pool
 from face_attributes.progress import progress
+from face_attributes.revisions import hidden_from_dvc
+
+LOWER_MAX_PIXELS = "lower clean.max_pixels"
 
 
-def reason_to_reject(path: str, max_pixels: int) -> str:
-    """Decode a photo; return why it cannot be used, or ""."""
-    try:
-        open_photo(Path(path), max_pixels)
-    except BadPhotoError as error:
-        return str(error)
-    return ""
+class Decoded(NamedTuple):
+    """Why a photo cannot be used, or "", and whether it is used although its end is missing."""
+
+    reason: str
+    truncated: bool
 
 
-def decode_all(paths: Sequence[str], max_pixels: int) -> Iterator[str]:
-    """Decode all photos on all cores; yield why each cannot be used, or ""."""
-    with ProcessPoolExecutor() as pool:
-        reasons = pool.map(partial(reason_to_reject, max_pixels=max_pixels), paths, chunksize=16)
-        yield from progress(reasons, len(paths), "clean: photos decoded")
-
-
-def reasons_to_reject(photos: pd.DataFrame, name: str, params: CleanParams) -> list[str]:
-    """Decode all photos of a set; return why each cannot be used, or "".
+def decode(path: str, max_pixels: int) -> Decoded:
+    """Decode a photo.
 
     Raises:
-        UserError: if the share of unusable photos exceeds `max_rejected`.
+        UserError: if it cannot be read for a reason that lies outside its content.
     """
-    reasons = list(decode_all(photos["path"].to_list(), params.max_pixels))
+    try:
+        photo = open_photo(Path(path), max_pixels)
+    except BadPhotoError as error:
+        return Decoded(str(error), False)
+    except FileNotFoundError:
+        raise UserError(f"{path} was removed while it was read: run `dvc repro` again") from None
+    return Decoded("", missing_end(photo) is not None)
+
+
+def decode_all(paths: Sequence[str], max_pixels: int) -> Iterator[Decoded]:
+    """Decode all photos on all cores."""
+    with process_pool(LOWER_MAX_PIXELS) as pool:
+        decoded = pool.map(partial(decode, max_pixels=max_pixels), paths, chunksize=16)
+        yield from progress(decoded, len(paths), "clean: photos decoded")
+
+
+def check_share(photos: pd.DataFrame, reasons: Sequence[str], name: str, limit: float) -> None:
+    """Check the share of photos of a set that cannot be used for a reason, with "" for a good one.
+
+    Raises:
+        UserError: if it exceeds the limit.
+    """
     bad = [
         f"{path} {reason}" for path, reason in zip(photos["path"], reasons, strict=True) if reason
     ]
-    if len(bad) > params.max_rejected * len(photos):
+    if len(bad) > limit * len(photos):
         raise UserError(
             f"{len(bad)} of {len(photos)} photos of {name} cannot be used, such as {bad[0]}: "
-            f"replace them, or raise clean.max_rejected ({params.max_rejected:g})"
+            f"replace them, or raise clean.max_rejected ({limit:g})"
         )
-    return reasons
 
 
 def list_rejections(set_name: str, photos: pd.DataFrame, reasons: Sequence[str]) -> list[Rejection]:
@@ -88,6 +103,20 @@ def encode_all(photos: pd.DataFrame, edges: Sequence[int]) -> list[int]:
     ]
 
 
+def check_visible(paths: Sequence[str]) -> None:
+    """Check that DVC notices when a photo changes.
+
+    Raises:
+        UserError: naming the first that it ignores.
+    """
+    hidden = hidden_from_dvc(paths)
+    if hidden:
+        raise UserError(
+            f"{hidden[0]}: a .dvcignore hides it, so that DVC does not notice when it changes: "
+            f"rename it, or change the .dvcignore ({len(hidden)} of {len(paths)} photos)"
+        )
+
+
 @stage_command
 def main(train: Path, evaluation: Path, corrections: Path, out: Path) -> None:
     """Check TRAIN and EVALUATION, apply CORRECTIONS, write the clean tables to OUT."""
@@ -95,9 +124,15 @@ def main(train: Path, evaluation: Path, corrections: Path, out: Path) -> None:
     edges = params.labels.age_edges
     original, rejections = list_photos(read_people(train / "train.csv"), train)
     evaluation_photos = list_evaluation(evaluation)
+    check_visible([*original["path"], *evaluation_photos["path"]])
     corrected = apply_corrections(original, read_corrections(corrections), corrections)
-    reasons = reasons_to_reject(corrected, "the training set", params.clean)
-    evaluation_reasons = reasons_to_reject(evaluation_photos, "the evaluation set", params.clean)
+    paths = [*corrected["path"], *evaluation_photos["path"]]
+    decoded = list(decode_all(paths, params.clean.max_pixels))
+    reasons = [each.reason for each in decoded[: len(corrected)]]
+    evaluation_reasons = [each.reason for each in decoded[len(corrected) :]]
+    limit = params.clean.max_rejected
+    check_share(corrected, reasons, "the training set", limit)
+    check_share(evaluation_photos, evaluation_reasons, "the evaluation set", limit)
     rejections += list_rejections("train", corrected, reasons)
     rejections += list_rejections(
         "evaluation", evaluation_photos.assign(person=""), evaluation_reasons
@@ -119,6 +154,7 @@ def main(train: Path, evaluation: Path, corrections: Path, out: Path) -> None:
         "corrected": int((photos["origin"] == "corrected").sum()),
         "dropped": len(original) - len(corrected),
         "rejected": len(corrected) - len(photos),
+        "truncated": sum(each.truncated for each in decoded),
         "not_a_photo": sum(rejection.reason == NOT_A_PHOTO for rejection in rejections),
         "evaluation_photos": len(evaluation_photos),
         "evaluation_rejected": sum(map(bool, evaluation_reasons)),

@@ -13,55 +13,66 @@ Writes to the output folder:
 """
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
 
-from face_attributes.command import stage_command, warn_if_outside
+from face_attributes.command import stage_command
 from face_attributes.errors import UserError
-from face_attributes.faces.boxes import Boxes, Way, fill_boxes, median_box
+from face_attributes.faces.boxes import TURNS, Boxes, Way, fill_boxes, median_box
 from face_attributes.faces.contact_sheet import draw_contact_sheet
 from face_attributes.faces.cut import cut
 from face_attributes.faces.detect import find_faces, load_detector, use_one_thread
 from face_attributes.files import write_json, write_table, write_whole
 from face_attributes.params import CropParams, read_params
 from face_attributes.photos.labels import MASKS
-from face_attributes.photos.opening import BadPhotoError, open_photo
+from face_attributes.photos.opening import BadPhotoError, open_photo, unreadable_explained
 from face_attributes.photos.packed import Pixels, read_packed, write_packed
 from face_attributes.photos.tables import read_stage_table
+from face_attributes.photos.workers import process_pool
 from face_attributes.progress import progress
+
+LOWER_MAX_PIXELS = "lower clean.max_pixels"
 
 BOX = ["left", "top", "width", "height"]
 
-Faces = tuple[Boxes, NDArray[np.float64]]
-"""Relative boxes (N x 4, NaN: no face detected) and confidences (N)."""
+
+class LargestFaces(NamedTuple):
+    """The largest face of each photo: relative boxes (N x 4, NaN: none), confidences and turns."""
+
+    boxes: Boxes
+    confidences: NDArray[np.float64]
+    turns: list[int]
 
 
-def find_all(name: str, paths: Sequence[str], params: CropParams) -> Faces:
+def find_all(name: str, paths: Sequence[str], params: CropParams) -> LargestFaces:
     """Detect the largest face of each photo, on all cores."""
     find = partial(_find_largest, params=params)
-    with ProcessPoolExecutor(initializer=use_one_thread) as pool:
+    with process_pool(LOWER_MAX_PIXELS, initializer=use_one_thread) as pool:
         results = pool.map(find, paths, chunksize=16)
         faces = list(progress(results, len(paths), f"crop: photos searched, {name}"))
-    boxes = np.array([box for box, _ in faces]).reshape(-1, 4)
-    return boxes, np.array([confidence for _, confidence in faces])
+    return LargestFaces(
+        np.array([box for box, _, _ in faces]).reshape(-1, 4),
+        np.array([confidence for _, confidence, _ in faces]),
+        [turn for _, _, turn in faces],
+    )
 
 
-def _find_largest(path: str, params: CropParams) -> tuple[Boxes, float]:
-    boxes, confidences = find_faces(_open_clean(path), params)
-    return (boxes[0], float(confidences[0])) if len(boxes) else (np.full(4, np.nan), 0.0)
+def _find_largest(path: str, params: CropParams) -> tuple[Boxes, float, int]:
+    with unreadable_explained(Path(path)):
+        boxes, confidences, turn = find_faces(_open_clean(path), params)
+    return (boxes[0], float(confidences[0]), turn) if len(boxes) else (np.full(4, np.nan), 0.0, 0)
 
 
 def crop_set(
     name: str,
     photos: pd.DataFrame,
-    faces: Faces,
+    faces: LargestFaces,
     overall_median: Boxes | None,
     params: CropParams,
     out: Path,
@@ -72,38 +83,40 @@ def crop_set(
         photos: photo, path, and person ("" if unknown).
         overall_median: median box of the training photos, or None if no face was detected.
     """
-    detected_boxes, confidences = faces
-    boxes, ways = fill_boxes(detected_boxes, photos["person"].to_list(), overall_median)
+    boxes, ways = fill_boxes(faces.boxes, faces.turns, photos["person"].to_list(), overall_median)
     table = pd.concat(
         [
             photos[["person", "photo"]].reset_index(drop=True),
             pd.DataFrame(boxes, columns=BOX),
-            pd.DataFrame({"way": ways, "confidence": confidences}),
+            pd.DataFrame({"way": ways, "confidence": faces.confidences}),
         ],
         axis=1,
     )
-    crops = cut_all(name, photos["path"].to_list(), boxes, params)
+    crops = cut_all(name, photos["path"].to_list(), boxes, faces.turns, params)
     write_packed(out / f"{name}.npy", crops, len(photos), params.side)
     write_table(out / f"{name}.csv", table, float_format="%.5f")
     return table
 
 
-def cut_all(name: str, paths: Sequence[str], boxes: Boxes, params: CropParams) -> Iterator[Pixels]:
+def cut_all(
+    name: str, paths: Sequence[str], boxes: Boxes, turns: Sequence[int], params: CropParams
+) -> Iterator[Pixels]:
     """Yield the crop of each photo (side x side x 3, uint8) in order, cut on all cores."""
-    with ProcessPoolExecutor() as pool:
-        crops = pool.map(partial(_cut_file, params=params), paths, boxes, chunksize=16)
+    with process_pool(LOWER_MAX_PIXELS) as pool:
+        crops = pool.map(partial(_cut_file, params=params), paths, boxes, turns, chunksize=16)
         yield from progress(crops, len(paths), f"crop: photos cropped, {name}")
 
 
-def _cut_file(path: str, box: Boxes, params: CropParams) -> Pixels:
-    return cut(_open_clean(path), box, params)
+def _cut_file(path: str, box: Boxes, turn: int, params: CropParams) -> Pixels:
+    with unreadable_explained(Path(path)):
+        return cut(_open_clean(path), box, turn, params)
 
 
 def _open_clean(path: str) -> Image.Image:
     """Open a photo that the stage `clean` accepted.
 
     Raises:
-        UserError: if the photo has changed since.
+        UserError: if the photo has changed since, or cannot be read.
     """
     try:
         return open_photo(Path(path))
@@ -118,9 +131,22 @@ def count_ways(table: pd.DataFrame) -> dict[str, Any]:
     """Compute the share of detected faces and the number of boxes by way."""
     ways = table["way"].value_counts()
     return {
-        "detection_rate": float((table["way"] == "detected").mean()) if len(table) else 0.0,
+        "detection_rate": float(table["way"].isin(list(TURNS)).mean()) if len(table) else 0.0,
         "boxes": {way: int(ways.get(way, 0)) for way in get_args(Way)},
     }
+
+
+def check_inside(model: Path, detectors: Path) -> None:
+    """Check that a detector's model is in the folder that the stage depends on.
+
+    Raises:
+        UserError: if it is not, or is a link out of it.
+    """
+    if not model.resolve().is_relative_to(detectors.resolve()):
+        raise UserError(
+            f"crop.yunet_model: {model} is outside {detectors}, where DVC would not notice when it "
+            f"changes: copy it to {detectors}, and write its path there"
+        )
 
 
 @stage_command
@@ -135,11 +161,11 @@ def main(clean: Path, detectors: Path, out: Path) -> None:
     evaluation = evaluation[evaluation["rejected"] == ""]
 
     if params.crop.detector == "yunet":
-        warn_if_outside(Path(params.crop.yunet_model), detectors, "crop.yunet_model")
+        check_inside(Path(params.crop.yunet_model), detectors)
     load_detector(params.crop.detector, params.crop.yunet_model)  # before the pools fork
     faces = find_all("train", photos["path"].to_list(), params.crop)
     evaluation_faces = find_all("evaluation", evaluation["path"].to_list(), params.crop)
-    median = median_box(faces[0])
+    median = median_box(faces.boxes, faces.turns)
     boxes = crop_set("train", photos, faces, median, params.crop, out)
     evaluation_boxes = crop_set(
         "evaluation", evaluation, evaluation_faces, median, params.crop, out

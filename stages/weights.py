@@ -81,7 +81,7 @@ def draw_face(number: int, seed: int, crop: CropParams) -> tuple[Pixels, list[bo
     x, y = circumstances.centre
     half = circumstances.scale
     box = [x - half, y - 1.1 * half, 2 * half, 2.4 * half] / np.tile([WIDTH, HEIGHT], 2)
-    return cut(photo, box, crop), visible_attributes(traits, circumstances)
+    return cut(photo, box, 0, crop), visible_attributes(traits, circumstances)
 
 
 def draw_faces(count: int, seed: int, crop: CropParams) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,9 @@ MISSING = [np.nan] * 4
 
 def test_a_missing_box_becomes_the_median_of_the_person() -> None:
     boxes = np.array([A, MISSING, B, C])
-    filled, ways = fill_boxes(boxes, ["anna", "anna", "anna", "ben"], median_box(boxes))
+    filled, ways = fill_boxes(
+        boxes, [0] * 4, ["anna", "anna", "anna", "ben"], median_box(boxes, [0] * 4)
+    )
     assert ways == ["detected", "person", "detected", "detected"]
     np.testing.assert_allclose(filled[1], [0.2, 0.2, 0.4, 0.4])
     np.testing.assert_array_equal(filled[[0, 2, 3]], boxes[[0, 2, 3]])
@@ -23,21 +25,30 @@ def test_a_missing_box_becomes_the_median_of_the_person() -> None:
 
 def test_without_any_box_of_the_person_it_becomes_the_median_of_all() -> None:
     boxes = np.array([A, B, C, MISSING])
-    filled, ways = fill_boxes(boxes, ["anna", "anna", "ben", "cleo"], median_box(boxes))
+    filled, ways = fill_boxes(
+        boxes, [0] * 4, ["anna", "anna", "ben", "cleo"], median_box(boxes, [0] * 4)
+    )
     assert ways[3] == "all"
     np.testing.assert_allclose(filled[3], [0.3, 0.2, 0.3, 0.4])
 
 
+def test_boxes_in_turned_photos_are_kept_and_count_in_no_median() -> None:
+    boxes, turns = np.array([A, MISSING, B]), [0, 0, 90]
+    filled, ways = fill_boxes(boxes, turns, ["anna"] * 3, median_box(boxes, turns))
+    assert ways == ["detected", "person", "turned_90"]
+    np.testing.assert_array_equal(filled, [A, A, B])
+
+
 def test_photos_of_unknown_people_share_no_median() -> None:
-    filled, ways = fill_boxes(np.array([A, MISSING]), ["", ""], np.array(B))
+    filled, ways = fill_boxes(np.array([A, MISSING]), [0, 0], ["", ""], np.array(B))
     assert ways == ["detected", "all"]
     np.testing.assert_array_equal(filled[1], B)
 
 
 def test_without_any_box_it_becomes_the_whole_photo_whose_crop_is_the_middle() -> None:
     boxes = np.array([MISSING, MISSING])
-    assert median_box(boxes) is None
-    filled, ways = fill_boxes(boxes, ["anna", ""], None)
+    assert median_box(boxes, [0, 0]) is None
+    filled, ways = fill_boxes(boxes, [0, 0], ["anna", ""], None)
     assert ways == ["centre", "centre"]
     np.testing.assert_array_equal(filled, [[0, 0, 1, 1]] * 2)
     assert square(filled[0], 384, 512, 2.0) == (0, 64, 384, 448)
@@ -77,7 +88,8 @@ def test_every_photo_gets_a_box_and_detected_boxes_stay(
     people = data.draw(
         st.lists(st.sampled_from(["", "a", "b"]), min_size=len(boxes), max_size=len(boxes))
     )
-    filled, ways = fill_boxes(boxes, people, median_box(boxes))
+    turns = [0] * len(boxes)
+    filled, ways = fill_boxes(boxes, turns, people, median_box(boxes, turns))
     assert not np.isnan(filled).any()
     present = ~np.isnan(boxes).any(axis=1)
     np.testing.assert_array_equal(filled[present], boxes[present])

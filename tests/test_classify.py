@@ -4,8 +4,10 @@ import csv
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,14 +18,17 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from commands import classify
-from face_attributes.errors import UserError
+from commands.classify import PassedOver
 from face_attributes.inference.recognition import BOX
+from face_attributes.inference.row_writers import copy_annotator
 from face_attributes.networks.recipe import Recipe, make_recipe
 from face_attributes.params import read_params
 from face_attributes.photos.labels import attribute_names, class_names
+from face_attributes.photos.names import readable_name
+from face_attributes.photos.opening import readable_formats
 from face_attributes.photos.tables import PROBABILITIES
 from stages import clean, crop, predict
-from tests.conftest import Change, Run, save_photo
+from tests.conftest import ROOT, Change, Run, save_photo
 from tests.small import (
     FALLBACK,
     png_header,
@@ -71,7 +76,7 @@ def result(
     two_faces(portraits, photos / "two.png")
     save_photo(photos / "nobody.png")
     Image.new("RGB", (20_000, 1)).save(photos / "strip.png")
-    Image.new("RGB", (70_000, 1)).save(photos / "wide.jpg", "PNG")  # too wide for a JPEG
+    Image.new("RGB", (65_500, 1)).save(photos / "wide.jpg", "PNG")  # as wide as a JPEG can be
     (photos / "empty.jpg").write_bytes(b"")
     (photos / "text.jpg").write_text("not a photo")
     (photos / "torn.png").write_bytes((photos / "upright.png").read_bytes()[:5000])
@@ -256,11 +261,51 @@ def test_folders_are_searched_and_hidden_files_skipped(
         Path("photos", name).touch()
     os.mkfifo("photos/pipe.jpg")
     arguments = ["photos/more", "photos", "photos/a.jpg"]
-    assert list(map(str, classify.find_photos([Path(each) for each in arguments]))) == [
+    assert list(map(str, find_photos(arguments))) == [
         "photos/more/c.JPEG",
         "photos/a.jpg",
         "photos/b.png",
     ]
+
+
+def find_photos(arguments: list[str]) -> dict[Path, Path]:
+    return classify.find_photos([Path(each) for each in arguments], PassedOver())
+
+
+@pytest.mark.usefixtures("networks")
+def test_what_is_passed_over_is_counted_with_the_reason() -> None:
+    for name in (
+        "a.mp4", "b.mp4", "c.txt", "README", "@eaDir/a.jpg/SYNOPHOTO_THUMB_M.jpg", "d.heic",
+        "__MACOSX/a.jpg", ".thumbnails/a.jpg", "../elsewhere/b.jpg",
+    ):  # fmt: skip
+        Path("photos", name).parent.mkdir(parents=True, exist_ok=True)
+        Path("photos", name).touch()
+    Path("photos/link").symlink_to("../elsewhere")
+    save_photo(Path("photos/a.png"))
+    (row,), errors = classified("photos"), run_command("photos")[1]
+    assert row["file"] == "photos/a.png"
+    heic = "" if "HEIF" in readable_formats() else (
+        "passed over: 1 .heic (`python -m pip install pillow-heif` makes them readable)\n"
+    )  # fmt: skip
+    assert errors == heic + (
+        "passed over: files that are not photos: 2 .mp4, 1 without a suffix, 1 .txt\n"
+        "passed over: 2 folders of thumbnails, such as photos/@eaDir\n"
+        "passed over: 1 linked folders, such as photos/link (name them on the command line)\n"
+    )
+    assert [row["file"] for row in classified("photos/link", code=1)] == ["photos/link/b.jpg"]
+
+
+@pytest.mark.usefixtures("networks")
+@pytest.mark.parametrize("suffix", ["webp", "gif", "avif"])
+def test_other_formats_of_photos_are_read_and_get_jpeg_copies(
+    suffix: str, portraits: list[Path]
+) -> None:
+    Path("photos").mkdir()
+    Image.open(portraits[0]).save(f"photos/face.{suffix}")
+    (row,) = classified("photos", "--annotate", "copies")
+    assert (row["problem"], row["way"]) == ("", "detected")
+    with Image.open(f"copies/face.{suffix}.jpg") as copy:
+        assert copy.format == "JPEG"
 
 
 def test_names_of_copies_never_clash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,17 +314,18 @@ def test_names_of_copies_never_clash(tmp_path: Path, monkeypatch: pytest.MonkeyP
     Path("more/deep").mkdir(parents=True)
     for name in ("a.jpg", "more/A.jpg", "more/a.jpg", "more/deep/a.jpg"):
         Path(name).touch()
-    names = classify.find_photos([Path("a.jpg"), Path("more")])
+    names = find_photos([Path("a.jpg"), Path("more")])
     assert list(map(str, names.values())) == ["a.jpg", "A-2.jpg", "a-3.jpg", "deep/a.jpg"]
 
 
 def test_broken_photos_are_reported_counted_and_skipped(result: Classified) -> None:
+    formats = f"{', '.join(readable_formats()[:-1])} or {readable_formats()[-1]}"
     assert [line for line in result.stderr if not line.startswith("photos/torn.png")] == [
         "photos/empty.jpg is empty",
         "photos/gone.jpg cannot be opened (No such file or directory)",
         "photos/huge.png has 10000 x 10000 pixels, more than 50000000",
         "photos/loop.jpg cannot be opened (Too many levels of symbolic links)",
-        "photos/text.jpg is not a JPEG or PNG",
+        f"photos/text.jpg is not a {formats}",
     ]
     assert any(line.startswith("photos/torn.png cannot be decoded (") for line in result.stderr)
     assert result.stdout[-1] == (
@@ -296,15 +342,6 @@ def test_max_pixels_sets_the_limit() -> None:
     assert errors == "nobody.png has 48 x 64 pixels, more than 3071\n"
 
 
-def test_a_killed_worker_is_one_line() -> None:
-    with (
-        pytest.raises(UserError, match="the system killed a worker process"),
-        classify.killed_workers_explained(),
-        ProcessPoolExecutor(1) as pool,
-    ):
-        pool.submit(os._exit, 9).result()
-
-
 @pytest.mark.usefixtures("networks")
 def test_missing_inputs_are_one_line_with_the_remedy() -> None:
     _, nowhere = run_command(".", "--networks", "nowhere", code=1)
@@ -315,7 +352,8 @@ def test_missing_inputs_are_one_line_with_the_remedy() -> None:
     _, gone = run_command("gone.jpg", code=1)
     assert gone == "error: there is no photo or folder gone.jpg\n"
     _, empty = run_command("data", code=1)
-    assert empty == "error: data contains no photo (.jpg, .jpeg, .png)\n"
+    assert empty.startswith("error: data contains no photo (.jpg, .jpeg, .png, .webp")
+    assert empty.endswith("; files that are not photos: 2 .safetensors\n")
     shutil.rmtree("data/train/fold0")  # a mean over fewer networks would look just as good
     _, incomplete = run_command(".", code=1)
     assert incomplete.startswith("error: data/train has no network of fold 0: `dvc checkout`")
@@ -350,6 +388,53 @@ def test_undecodable_file_names_are_written_with_backslashes(result: Classified)
 
 
 @pytest.mark.usefixtures("networks")
+@pytest.mark.parametrize("encoding", ["ascii", "cp949", "utf-8"])
+def test_any_name_can_be_printed_and_written(encoding: str) -> None:
+    """As long as file systems allow, with line ends, and letters that the console lacks."""
+    long = "얼굴" * 41 + ".png"  # 250 bytes
+    names = {long: long, "two\r\nlines.png": r"two\r\nlines.png", "Ä ß ё.png": "Ä ß ё.png"}
+    Path("photos").mkdir()
+    for name in names:
+        save_photo(Path("photos", name))
+    save_photo(Path("photos", long.upper().replace("PNG", "PNg")))
+    outputs = ["--csv", "rows.csv", "--json", "rows.json", "--annotate", "copies"]
+    done = subprocess.run(
+        [sys.executable, "-m", "commands.classify", "photos", *outputs],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": encoding},
+        capture_output=True,
+    )
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(Path("rows.json").read_text())
+    assert {row["file"] for row in rows} >= {f"photos/{shown}" for shown in names.values()}
+    with Path("rows.csv").open(newline="") as file:
+        assert [row["file"] for row in csv.DictReader(file)] == [row["file"] for row in rows]
+    assert len(Path("rows.csv").read_text().splitlines()) == 1 + len(rows)
+    assert len(list(Path("copies").iterdir())) == len(rows)
+
+
+@pytest.mark.usefixtures("networks")
+def test_a_copy_that_cannot_be_drawn_is_named_and_the_rest_is_written() -> None:
+    """A drawing fails where the photo was removed after its faces were found."""
+    Path("photos").mkdir()
+    for name in ("a.png", "b.png"):
+        save_photo(Path("photos", name))
+    rows = classified("photos")
+    Path("photos/a.png").unlink()
+    reported = list[tuple[Path, str]]()
+    paths = {Path("photos", name): Path(name) for name in ("a.png", "b.png")}
+    with (
+        ThreadPoolExecutor(1) as pool,
+        copy_annotator(Path("copies"), paths, pool, 10**6, 1,
+                       lambda *each: reported.append(each)) as write,
+    ):  # fmt: skip
+        for path, row in zip(paths, rows, strict=True):
+            write(path, [row])
+    ((path, reason),) = reported
+    assert path == Path("photos/a.png") and reason.startswith("has no annotated copy (")
+    assert [copy.name for copy in Path("copies").iterdir()] == ["b.png"]
+
+
+@pytest.mark.usefixtures("networks")
 def test_programs_can_read_what_is_printed() -> None:
     save_photo(Path("a.png"))
     Path("b.jpg").write_text("broken")
@@ -363,7 +448,7 @@ def test_programs_can_read_what_is_printed() -> None:
 
 def test_readable_photos_get_annotated_copies_and_originals_stay(result: Classified) -> None:
     broken = {"empty.jpg", "gone.jpg", "huge.png", "loop.jpg", "text.jpg", "torn.png"}
-    copies = {classify.readable_name(Path(path.name)) for path in result.copies.iterdir()}
+    copies = {readable_name(Path(path.name)) for path in result.copies.iterdir()}
     assert copies - {"rows.csv"} == result.json_rows.keys() - broken
     with Image.open(result.copies / "face.jpg") as copy:
         assert copy.width / copy.height == pytest.approx(384 / 512, abs=0.01)

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from face_attributes.errors import UserError
 from stages import clean
 from tests.conftest import ROOT, Change, Run, save_photo
 
@@ -112,9 +113,23 @@ def test_unusable_photos_are_rejected_and_counted(clean_raw: Clean, change: Chan
     evaluation = pd.read_csv("out/evaluation.csv", keep_default_na=False)
     assert evaluation["rejected"].to_list() == ["is not a JPEG or PNG", ""]
     assert counts() == {
-        "people": 3, "photos": 19, "corrected": 0, "dropped": 0, "rejected": 2, "not_a_photo": 1,
-        "evaluation_photos": 2, "evaluation_rejected": 1,
+        "people": 3, "photos": 19, "corrected": 0, "dropped": 0, "rejected": 2, "truncated": 0,
+        "not_a_photo": 1, "evaluation_photos": 2, "evaluation_rejected": 1,
     }  # fmt: skip
+
+
+def test_a_photo_without_its_end_mark_is_used_and_counted(clean_raw: Clean) -> None:
+    photo = FOLDER / "mask1.jpg"
+    photo.write_bytes(photo.read_bytes()[:-2])
+    clean_raw()
+    assert (counts()["truncated"], counts()["rejected"]) == (1, 0)
+
+
+def test_a_photo_that_cannot_be_read_stops_the_stage_and_is_not_rejected() -> None:
+    with pytest.raises(UserError, match=r"/proc/self/mem cannot be opened \(Input/output error\)"):
+        clean.decode("/proc/self/mem", 10**6)
+    with pytest.raises(UserError, match=r"nowhere.jpg was removed"):
+        clean.decode("nowhere.jpg", 10**6)
 
 
 def test_too_many_unusable_photos_are_an_error(clean_raw: Clean) -> None:

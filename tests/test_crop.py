@@ -10,6 +10,8 @@ import pytest
 from PIL import Image
 
 from face_attributes.faces import detect
+from face_attributes.faces.boxes import DETECTED
+from face_attributes.faces.cut import cut
 from face_attributes.params import read_params
 from face_attributes.photos.opening import open_photo
 from stages import clean, crop
@@ -78,7 +80,12 @@ def test_the_arrays_match_the_tables(cleaned: Path, run: Run, change: Change) ->
     middle = open_photo(Path(photos["path"][3])).crop((0, 8, 48, 56)).resize((16, 16))
     assert np.abs(pixels[3].astype(int) - np.asarray(middle).astype(int)).mean() < 12
     metrics = json.loads(Path("crop/metrics.json").read_text())
-    assert metrics["train"]["boxes"] == {"detected": 0, "person": 0, "all": 0, "centre": 21}
+    assert metrics["train"]["boxes"] == {
+        **dict.fromkeys(DETECTED.values(), 0),
+        "person": 0,
+        "all": 0,
+        "centre": 21,
+    }
     assert metrics["by_mask"].keys() == {"worn", "incorrect", "not_worn"}
     assert json.loads(Path("crop/fallback.json").read_text()) == {"box": None}
     with Image.open("crop/contact_sheet.png") as sheet:
@@ -88,18 +95,19 @@ def test_the_arrays_match_the_tables(cleaned: Path, run: Run, change: Change) ->
 @pytest.mark.parametrize("detector", ["yuface", "haar"])
 def test_detectors_find_the_face(portraits: list[Path], detector: str) -> None:
     params = read_params().crop.model_copy(update={"detector": detector, "min_confidence": 0.5})
-    (box, *_), (confidence, *_) = detect.find_faces(open_photo(portraits[0]), params)
+    (box, *_), (confidence, *_), turn = detect.find_faces(open_photo(portraits[0]), params)
     left, top, width, height = box
     assert 0 < left + width / 2 < 1
     assert abs(top + height / 2 - 0.5) < 0.25
     assert 0.2 < width < 1
     assert confidence >= 0.5
+    assert turn == 0
 
 
 def test_no_face_is_found_in_noise(tmp_path: Path) -> None:
     save_photo(tmp_path / "noise.png")
     params = read_params().crop.model_copy(update={"min_confidence": 0.6})
-    boxes, confidences = detect.find_faces(open_photo(tmp_path / "noise.png"), params)
+    boxes, confidences, _ = detect.find_faces(open_photo(tmp_path / "noise.png"), params)
     assert (boxes.shape, confidences.shape) == ((0, 4), (0,))
 
 
@@ -109,25 +117,78 @@ def test_all_faces_are_found_the_largest_first(portraits: list[Path]) -> None:
     half = photo.resize((photo.width // 2, photo.height // 2))
     both.paste(half, (photo.width // 4, photo.height // 4))
     both.paste(photo, (photo.width, 0))
-    boxes, _ = detect.find_faces(both, read_params().crop)
+    boxes, _, _ = detect.find_faces(both, read_params().crop)
     assert len(boxes) == 2
     assert boxes[0, 0] > 0.5 > boxes[1, 0]
     assert boxes[0, 2] > 1.5 * boxes[1, 2]
 
 
-def test_a_bad_yunet_model_is_an_error_and_one_outside_the_dependency_a_warning(
+def face_in(photo: Image.Image) -> Image.Image:
+    """The part of a portrait around its face, whose box is the height of the result."""
+    boxes, _, _ = detect.find_faces(photo, read_params().crop)
+    left, top, width, height = boxes[0] * ([photo.width, photo.height] * 2)
+    return photo.crop((round(left), round(top), round(left + width), round(top + height)))
+
+
+@pytest.mark.parametrize("height", [65, 93, 140, 400])
+def test_small_faces_in_a_large_photo_are_found(portraits: list[Path], height: int) -> None:
+    """As small as a crop, in a photo of 12 megapixels, and each once."""
+    photo = open_photo(portraits[0])
+    scale = height / face_in(photo).height
+    person = photo.resize((round(photo.width * scale), round(photo.height * scale)))
+    scene = Image.new("RGB", (4000, 3000), "grey")
+    places = [(x, y) for x in (100, 1500, 2900) for y in (100, 1700)]
+    for place in places:
+        scene.paste(person, place)
+    boxes, _, turn = detect.find_faces(scene, read_params().crop)
+    assert (len(boxes), turn) == (len(places), 0)
+    np.testing.assert_allclose(boxes[:, 3] * 3000, height, rtol=0.4)
+
+
+@pytest.mark.parametrize("turn", [90, 270])
+def test_a_turned_face_is_found_and_cropped_upright(portraits: list[Path], turn: int) -> None:
+    params = read_params().crop
+    upright = open_photo(portraits[0])
+    turned = upright.rotate(turn, expand=True)  # counterclockwise
+    (box, *_), _, found = detect.find_faces(turned, params)
+    expected = cut(upright, detect.find_faces(upright, params).boxes[0], 0, params)
+    assert found == turn
+    difference = np.abs(cut(turned, box, found, params).astype(int) - expected)
+    assert difference.mean() < 8, "the boxes differ by a pixel or two"
+
+
+def test_how_a_turned_face_was_found_is_in_the_table(
+    raw: Path, portraits: list[Path], run: Run, change: Change
+) -> None:
+    photo = raw / f"train/images/{PERSON}/normal.jpg"
+    change("crop.side", 16)
+    with Image.open(portraits[0]) as upright:
+        upright.rotate(90, expand=True).save("turned.jpg")
+    crop_with_face_in([str(photo)], Path("turned.jpg"), run)
+    boxes = pd.read_csv("crop/train.csv")
+    assert boxes["way"].value_counts().to_dict() == {"turned_90": 1, "centre": 20}
+    metrics = json.loads(Path("crop/metrics.json").read_text())["train"]
+    assert metrics["boxes"]["turned_90"] == 1
+    assert metrics["detection_rate"] == pytest.approx(1 / 21, abs=1e-6)
+
+
+def test_a_yunet_model_that_is_missing_bad_or_outside_the_dependency_is_an_error(
     cleaned: Path, run: Run, change: Change
 ) -> None:
+    def error() -> str:
+        return run(crop.main, "clean", "data/detectors", "crop", code=1).stderr
+
+    model = Path("data/detectors/face_detection_yunet_2023mar.onnx")
     change("crop.detector", "yunet")
-    result = run(crop.main, "clean", "data/detectors", "crop", code=1)
-    assert "crop.yunet_model: 'data/detectors/face_detection_yunet_2023mar.onnx' is missing" in (
-        result.stderr
-    )
-    Path("model.onnx").write_bytes(b"no model")
+    assert f"crop.yunet_model: '{model}' is missing: download" in error()
+    model.parent.mkdir(parents=True)
+    model.write_bytes(b"no model")
+    assert f"error: crop.yunet_model: {model} is not a YuNet model" in error()
+    model.rename("model.onnx")
+    model.symlink_to(Path("model.onnx").absolute())
+    assert f"crop.yunet_model: {model} is outside data/detectors, where DVC would not" in error()
     change("crop.yunet_model", "model.onnx")
-    result = run(crop.main, "clean", "data/detectors", "crop", code=1)
-    assert "warning: crop.yunet_model: model.onnx is outside data/detectors" in result.stderr
-    assert "error: crop.yunet_model: model.onnx is not a YuNet model" in result.stderr
+    assert "crop.yunet_model: model.onnx is outside data/detectors, where DVC would not" in error()
     assert not Path("crop/train.npy").exists()
 
 
@@ -136,6 +197,9 @@ def test_a_photo_that_changed_after_the_stage_clean_is_an_error(cleaned: Path, r
     photo.write_text("text")
     error = run(crop.main, "clean", "data/detectors", "crop", code=1).stderr
     assert f"{photo} is not a JPEG or PNG, but the stage clean accepted it: run" in error
+    photo.write_bytes(b"")
+    error = run(crop.main, "clean", "data/detectors", "crop", code=1).stderr
+    assert f"{photo} is empty, but the stage clean" in error
     photo.unlink()
     error = run(crop.main, "clean", "data/detectors", "crop", code=1).stderr
     assert f"error: {photo} is missing, but" in error

@@ -22,3 +22,10 @@ def test_captions_are_white_on_black_inside_the_photo_and_do_not_overlap(backgro
         rows, columns = (np.flatnonzero(caption.any(axis=axis)) for axis in (1, 0))
         area = with_both[rows[0] : rows[-1], columns[0] : columns[-1]]
         assert (area.min(), area.max()) == (0, 255)
+
+
+@pytest.mark.parametrize("size", [(1, 1600), (2, 1500), (1600, 1), (1, 1), (3, 65_500)])
+def test_the_narrowest_photos_can_be_drawn_on(size: tuple[int, int]) -> None:
+    photo = Image.new("RGB", size)
+    for box in [(0, 0, *size), (0, 0, 0, 0)]:
+        assert mark(photo, [box], ["mask worn: 93%\nmale: 60%"]).width >= size[0]

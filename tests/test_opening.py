@@ -1,17 +1,25 @@
 """Photos of any mode and orientation open as upright RGB; bad photos are rejected with a reason."""
 
 import contextlib
+import pickle
 import subprocess
 import sys
 import warnings
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
-from face_attributes.photos.opening import BadPhotoError, open_photo
+from face_attributes.photos.opening import (
+    MAX_MISSING,
+    BadPhotoError,
+    UnreadableError,
+    missing_end,
+    open_photo,
+)
 from tests.conftest import ROOT
 
 GREY = 136
@@ -65,14 +73,118 @@ def test_an_empty_or_foreign_file_is_rejected(tmp_path: Path) -> None:
         open_photo(tmp_path / "text.jpg")
 
 
-@pytest.mark.parametrize("image_format", ["jpeg", "png"])
-def test_a_truncated_photo_is_rejected(image_format: str) -> None:
-    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    whole = BytesIO()
-    Image.fromarray(noise).save(whole, image_format)
-    half = BytesIO(whole.getvalue()[: len(whole.getvalue()) // 2])
+def encoded(image: Image.Image, image_format: str, **options: Any) -> bytes:
+    content = BytesIO()
+    image.save(content, image_format, **options)
+    return content.getvalue()
+
+
+NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (512, 64, 3), dtype=np.uint8))
+
+JPEGS = {
+    "sequential": encoded(NOISE, "jpeg"),
+    "progressive": encoded(NOISE, "jpeg", progressive=True),
+    "with restart markers": encoded(NOISE, "jpeg", restart_marker_rows=1),
+}
+
+
+def test_a_truncated_png_is_rejected() -> None:
+    content = encoded(NOISE, "png")
     with pytest.raises(BadPhotoError, match="cannot be decoded"):
-        open_photo(half)
+        open_photo(BytesIO(content[: len(content) // 2]))
+
+
+@pytest.mark.parametrize("kind", JPEGS)
+@pytest.mark.parametrize("lost", [1, 2])
+def test_a_jpeg_without_its_end_mark_has_all_its_pixels(kind: str, lost: int) -> None:
+    photo = open_photo(BytesIO(JPEGS[kind][:-lost]))
+    np.testing.assert_array_equal(photo, open_photo(BytesIO(JPEGS[kind])))
+    assert missing_end(photo) == 0
+
+
+@pytest.mark.parametrize("kind", ["sequential", "with restart markers"])
+@pytest.mark.parametrize("share", [0.01, 0.03, 0.1, 0.3, 0.6])
+def test_how_much_of_a_jpeg_is_missing_decides(kind: str, share: float) -> None:
+    """Rows are stored in blocks of 16, of which this photo has 32."""
+    content = JPEGS[kind]
+    cut = BytesIO(content[: round(len(content) * (1 - share))])
+    if share < 0.03:
+        photo = open_photo(cut)
+        missing = missing_end(photo)
+        assert missing is not None and 0 < missing <= MAX_MISSING
+        whole = open_photo(BytesIO(content))
+        kept = round(whole.height * (1 - missing)) - 1
+        np.testing.assert_array_equal(np.asarray(photo)[:kept], np.asarray(whole)[:kept])
+        assert missing_end(whole) is None
+    elif share > 0.05:
+        with pytest.raises(BadPhotoError, match="is truncated: [0-9]+% of its rows are missing"):
+            open_photo(cut)
+
+
+@pytest.mark.parametrize("share", [0.5, 0.8, 0.95])
+def test_a_progressive_jpeg_without_its_last_scans_is_rejected(share: float) -> None:
+    """Its rows are all there, but blurred."""
+    content = JPEGS["progressive"]
+    with pytest.raises(BadPhotoError):
+        open_photo(BytesIO(content[: round(len(content) * (1 - share))]))
+
+
+def test_the_size_of_a_pngs_metadata_does_not_matter() -> None:
+    """Pillow refuses more than 1 MB of one text or colour profile."""
+    large = {"icc_profile": bytes(2_000_000)}
+    text = PngImagePlugin.PngInfo()
+    text.add_text("note", "x" * 2_000_000, zip=True)
+    for options in (large, {"pnginfo": text}):
+        image = Image.new("RGBA", (40, 30), (10, 20, 30, 0))
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        photo = open_photo(BytesIO(encoded(image, "png", exif=exif, **options)))
+        assert photo.size == (30, 40), "EXIF still applies"
+        assert (np.asarray(photo) == 255).all(), "and transparency"
+
+
+def test_a_damaged_header_is_not_called_another_format() -> None:
+    with pytest.raises(BadPhotoError, match=r"cannot be decoded \(its header is damaged\)"):
+        open_photo(BytesIO(JPEGS["sequential"][:4] + b"\0" * 100))
+
+
+def test_a_disk_that_fails_is_not_the_photos_fault() -> None:
+    memory = Path("/proc/self/mem")  # of which the first page cannot be read
+    with pytest.raises(UnreadableError) as raised:
+        open_photo(memory)
+    error = pickle.loads(pickle.dumps(raised.value))  # as it comes from a worker
+    assert str(error).startswith(f"{memory} cannot be opened (Input/output error): ")
+    with pytest.raises(FileNotFoundError):
+        open_photo(Path("nowhere.jpg"))
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}])
+@pytest.mark.parametrize("image_format", ["jpeg", "png"])
+def test_too_little_memory_is_not_the_photos_fault(
+    image_format: str, options: dict[str, bool], tmp_path: Path
+) -> None:
+    """Not even where the decoder calls the file broken, as libjpeg does."""
+    path = tmp_path / "large.jpg"
+    Image.new("RGB", (6000, 6000)).save(path, image_format, **options)
+    code = f"""
+import resource, psutil
+from pathlib import Path
+from face_attributes.photos.opening import *
+limit = psutil.Process().memory_info().vms + {{}} * 10**6
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+try:
+    open_photo(Path({str(path)!r}))
+except (BadPhotoError, UnreadableError) as error:
+    print(type(error).__name__, error)
+"""
+    for megabytes in (20, 150, 200, 300):
+        done = subprocess.run(
+            [sys.executable, "-c", code.replace("{}", str(megabytes))],
+            cwd=ROOT, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        expected = f"UnreadableError {path} needs more memory than there is: "
+        assert done.stdout == "" or done.stdout.startswith(expected)
+        assert megabytes > 20 or done.stdout
 
 
 def test_any_damage_is_rejected_or_harmless_and_never_warns() -> None:
@@ -97,6 +209,13 @@ def test_a_decompression_bomb_is_rejected_before_decoding(tmp_path: Path) -> Non
         Image.new("1", (6000, 5000)).save(tmp_path / "bomb.png")
         with pytest.raises(BadPhotoError, match="6000 x 5000 pixels, more than 1000000"):
             open_photo(tmp_path / "bomb.png", max_pixels=1_000_000)
+
+
+def test_a_side_may_not_be_longer_than_a_jpegs() -> None:
+    """Each row of a PNG one pixel wide takes Pillow 40 times what its pixel does."""
+    with pytest.raises(BadPhotoError, match="has 1 x 65501 pixels, more than 65500 on one side"):
+        open_photo(BytesIO(encoded(Image.new("RGB", (1, 65_501)), "png")))
+    assert open_photo(BytesIO(encoded(Image.new("RGB", (65_500, 1)), "png"))).width == 65_500
 
 
 def test_importing_the_module_changes_nothing_in_pillow_or_warnings() -> None:

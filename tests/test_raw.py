@@ -1,6 +1,8 @@
 """The original data: accepted in every harmless variation; errors name row, file and remedy."""
 
 import re
+import shutil
+import unicodedata
 from pathlib import Path
 
 import pandas as pd
@@ -174,6 +176,72 @@ def test_a_link_to_a_folder_is_an_error(target: str, tmp_path: Path) -> None:
     FOLDER.rename(tmp_path / "outside")
     FOLDER.symlink_to(target)
     assert f"{FOLDER} is a link: replace it with its target" in error()
+
+
+@pytest.mark.parametrize("data", [TRAIN, EVALUATION])
+def test_a_link_in_place_of_the_folder_images_is_an_error(data: Path, tmp_path: Path) -> None:
+    """DVC follows links above it, but not within what a stage depends on."""
+    (data / "images").rename(tmp_path / "disk")
+    (data / "images").symlink_to(tmp_path / "disk")
+    assert error() == (
+        f"{data}/images is a link, and DVC does not see what changes behind it: replace it with "
+        f"its target, or make {data} or raw the link"
+    )
+    (data / "images").unlink()
+    (tmp_path / "disk").rename(data / "images")
+    data.rename(tmp_path / "disk")
+    data.symlink_to(tmp_path / "disk")
+    assert len(read()[0]) == 21 and len(list_evaluation(EVALUATION)) == 2
+
+
+def test_links_into_dvcs_cache_are_accepted(tmp_path: Path) -> None:
+    """`cache.type symlink` makes them."""
+    cached = tmp_path / "cache/files/md5/0c/" / "0123456789abcdef0123456789abcd"
+    cached.parent.mkdir(parents=True)
+    for photo in (FOLDER / "mask1.jpg", EVALUATION / "images/a.jpg"):
+        shutil.copy(photo, cached)
+        photo.unlink()
+        photo.symlink_to(cached)
+    assert len(read()[0]) == 21 and len(list_evaluation(EVALUATION)) == 2
+
+
+def test_names_may_be_composed_in_the_table_and_decomposed_on_the_disk() -> None:
+    """macOS decomposes Hangul syllables, umlauts and accents."""
+    composed, decomposed = (
+        unicodedata.normalize(form, "000001_female_홍길동 Ä_25") for form in ("NFC", "NFD")
+    )
+    assert composed != decomposed
+    for table_has, disk_has in [(composed, decomposed), (decomposed, composed)]:
+        edit(TABLE, PERSON, table_has)
+        FOLDER.rename(FOLDER.parent / disk_has)
+        photos, rejections = read()
+        assert photos["person"][0] == composed
+        assert Path(photos["path"][0]).parent.name == disk_has
+        assert rejections == []
+        edit(TABLE, table_has, PERSON)
+        (FOLDER.parent / disk_has).rename(FOLDER)
+    edit(INFO, "a.jpg", f"{composed}.jpg")
+    (EVALUATION / "images/a.jpg").rename(EVALUATION / f"images/{decomposed}.jpg")
+    evaluation = list_evaluation(EVALUATION)
+    assert evaluation["photo"].to_list() == ["b.jpg", f"{composed}.jpg"], "as in info.csv"
+    assert Path(evaluation["path"][1]).name == f"{decomposed}.jpg"
+
+    INFO.write_text(f"ImageID,ans\n{composed}.jpg,0\n{decomposed}.jpg,0\n")
+    assert "row 3: " in error() and "is already in a row above" in error()
+    INFO.write_text("ImageID,ans\n")
+    shutil.copy(EVALUATION / f"images/{decomposed}.jpg", EVALUATION / f"images/{composed}.jpg")
+    assert "images has two names that look the same" in error()
+
+
+def test_a_line_end_in_a_name_is_escaped_or_an_error() -> None:
+    (FOLDER / "two\r\nlines,\u2028.txt").touch()
+    (FOLDER.parent / "no\rbody").mkdir()
+    assert [rejection[1:3] for rejection in read()[1]] == [
+        (PERSON, r"two\r\nlines,\u2028.txt"),
+        (r"no\rbody", ""),
+    ]
+    edit(INFO, "a.jpg", '"a\nb.jpg"')
+    assert "info.csv, row 3: 'a\\nb.jpg' must be a plain, visible name" in error()
 
 
 def test_evaluation_photos_are_in_the_order_of_info_csv() -> None:

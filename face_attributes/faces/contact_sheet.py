@@ -4,15 +4,23 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw, ImageFont
 
+from face_attributes.faces.boxes import DETECTED
 from face_attributes.photos.packed import Pixels
 
 PEOPLE = 12
 PHOTOS = 7
 TILE = 112
 CAPTION = 26
-COLOURS = {"detected": "#2f9e44", "person": "#f08c00", "all": "#e03131", "centre": "#868e96"}
+COLOURS: dict[str, str] = {
+    **dict.fromkeys(DETECTED.values(), "#1971c2"),
+    "detected": "#2f9e44",
+    "person": "#f08c00",
+    "all": "#e03131",
+    "centre": "#868e96",
+}
 LEGEND = {
     "detected": "face detected",
+    "turned_90": "photo turned",
     "person": "median box of the person",
     "all": "median box of all",
     "centre": "middle of the photo",

@@ -1,9 +1,11 @@
 """Face detection: one function per detector."""
 
 import importlib.util
+import warnings
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import cv2.data
@@ -17,26 +19,97 @@ from face_attributes.faces.boxes import Boxes
 from face_attributes.params import CropParams
 
 Detections = NDArray[np.float64]
-"""Faces in a photo, M x 5: left, top, width, height in pixels, confidence from 0 to 1."""
+"""Faces in a photo, M x 5: left, top, width, height, confidence from 0 to 1."""
 DetectFunction = Callable[[NDArray[np.uint8]], Detections]
+"""From BGR pixels (H x W x 3) to the faces in them, in pixels."""
 
 LONG_SIDE = 320
 """Photos are shrunk to this many pixels before detection: enough for a portrait."""
+LARGE_SIDE = 2560
+"""The size of the second search, in which faces of 65 pixels in a photo of 4000 are found."""
+LARGE_PHOTO = 2 * LONG_SIDE
+"""Photos with a longer side are always searched twice: the first search misses small faces."""
+TURNS = (90, 270, 180)
+"""Clockwise turns in degrees that are tried, the likeliest first."""
+MIN_TURNED_CONFIDENCE = 0.6
+"""Minimum confidence in a turned photo, where the shadows of an upright face can look like one."""
+TURNED_ADVANTAGE = 0.15
+"""How much more confidence a face in a turned photo needs than an upright one."""
+SAME_FACE = 0.3
+"""Two boxes show one face if they share this part of the smaller one."""
 
 
-def find_faces(photo: Image.Image, params: CropParams) -> tuple[Boxes, NDArray[np.float64]]:
-    """Detect all faces with at least `params.min_confidence`, the largest first.
+class Faces(NamedTuple):
+    """Faces in a photo, the largest first.
 
-    Returns:
-        Relative boxes (M x 4) and confidences (M, 0 to 1).
+    boxes: M x 4, relative to the photo as it is.
+    confidences: M, 0 to 1.
+    turn: clockwise turn of the photo, in degrees, that makes the faces upright.
     """
+
+    boxes: Boxes
+    confidences: NDArray[np.float64]
+    turn: int
+
+
+def find_faces(photo: Image.Image, params: CropParams) -> Faces:
+    """Detect all faces with at least `params.min_confidence`.
+
+    Photos are searched at LONG_SIDE, and also at LARGE_SIDE if they are large or no face was found.
+    If the first search found none, the photo is turned, too: that counts if it finds a face with
+    much more confidence.
+    """
+    small = _shrink(photo, LONG_SIDE)
+    found, turn = _search(small, params, params.min_confidence), 0
+    missing = not len(found)
+    if max(photo.size) > (LONG_SIDE if missing else LARGE_PHOTO):
+        closer = _search(_shrink(photo, LARGE_SIDE), params, params.min_confidence)
+        new = [face for face in closer if all(_overlap(face, each) < SAME_FACE for each in found)]
+        found = np.concatenate([found, np.reshape(new, (-1, 5))])
+    if missing:
+        upright = found[:, 4].max(initial=0)
+        min_confidence = max(
+            params.min_confidence, MIN_TURNED_CONFIDENCE, upright + TURNED_ADVANTAGE
+        )
+        turned = {
+            each: _search(small.rotate(-each, expand=True), params, min_confidence)
+            for each in TURNS
+        }
+        best = max(TURNS, key=lambda each: turned[each][:, 4].max(initial=0))
+        if len(turned[best]):
+            found, turn = _turn_back(turned[best], best), best
+    found = found[np.argsort(-found[:, 2] * found[:, 3], kind="stable")]
+    return Faces(found[:, :4], found[:, 4], turn)
+
+
+def _shrink(photo: Image.Image, side: int) -> Image.Image:
     small = photo.copy()
-    small.thumbnail((LONG_SIDE, LONG_SIDE))
+    small.thumbnail((side, side))
+    return small
+
+
+def _search(photo: Image.Image, params: CropParams, min_confidence: float) -> Detections:
+    """Detect the faces in a photo of any size; boxes are relative to it."""
     detect = load_detector(params.detector, params.yunet_model)
-    faces = detect(np.asarray(small)[:, :, ::-1].copy())
-    faces = faces[faces[:, 4] >= params.min_confidence]
-    faces = faces[np.argsort(-faces[:, 2] * faces[:, 3], kind="stable")]
-    return faces[:, :4] / [small.width, small.height, small.width, small.height], faces[:, 4]
+    faces = detect(np.asarray(photo)[:, :, ::-1].copy())
+    faces = faces[faces[:, 4] >= min_confidence]
+    return faces / [photo.width, photo.height, photo.width, photo.height, 1]
+
+
+def _turn_back(faces: Detections, turn: int) -> Detections:
+    """Convert boxes in a photo that was turned clockwise into boxes in the original."""
+    for _ in range(turn // 90):
+        left, top, width, height, confidence = faces.T
+        faces = np.column_stack([top, 1 - left - width, height, width, confidence])
+    return faces
+
+
+def _overlap(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
+    """The area that two boxes share, as a part of the smaller one."""
+    corner = np.maximum(first[:2], second[:2])
+    far = np.minimum(first[:2] + first[2:4], second[:2] + second[2:4])
+    shared = np.prod(np.clip(far - corner, 0, None))
+    return float(shared / max(min(np.prod(first[2:4]), np.prod(second[2:4])), 1e-12))
 
 
 @cache
@@ -70,7 +143,8 @@ def _yuface(_: str) -> DetectFunction:
     import yuface
 
     def detect(bgr: NDArray[np.uint8]) -> Detections:
-        confidences, boxes, _ = yuface.detect(bgr, conf=0.0)
+        with warnings.catch_warnings(action="ignore"):  # that large photos take longer
+            confidences, boxes, _ = yuface.detect(bgr, conf=0.0)
         return np.column_stack([boxes, confidences / 100]).astype(np.float64)
 
     return detect

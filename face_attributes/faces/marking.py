@@ -14,6 +14,9 @@ MIN_SIDE = 480
 FONT_DIVISOR = 24
 """The font size is the shorter side divided by this."""
 
+MIN_FONT_SIZE = 5
+"""Captions of narrower photos are cut off: FreeType draws nothing below a pixel."""
+
 
 def mark(photo: Image.Image, boxes: Sequence[Box], captions: Sequence[str]) -> Image.Image:
     """Copy an RGB photo and draw boxes with captions, white on black for any background."""
@@ -52,7 +55,7 @@ def _font_that_fits(
 ) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     size = float(font_size)
     width = draw.multiline_textbbox((0, 0), caption, ImageFont.load_default(size))[2] + font_size
-    return ImageFont.load_default(min(size, size * max_width / width))
+    return ImageFont.load_default(max(MIN_FONT_SIZE, min(size, size * max_width / width)))
 
 
 def _place_caption(

@@ -7,7 +7,8 @@ without one:
 - `mask`, `gender`, `age` in words, and `class` (0 to 17): the most probable class
 - `probability` of that class; `mask_probability`, `gender_probability`, `age_probability`
 - `left`, `top`, `width`, `height`: the face's box, in pixels of the upright photo
-- `way`: detected, fallback (the median box of the training faces) or whole (the whole photo)
+- `way`: detected, turned_90, turned_180 or turned_270 (detected in the photo turned clockwise by so
+  many degrees), fallback (the median box of the training faces) or whole (the whole photo)
 - `confidence` of the detector, 0 to 1; 0 if it did not find the box
 - `problem`: empty, or why the photo has no label; then all but `file` and `face` are None
 - `attributes`: the probability of each value of mask, gender and age, by its name
@@ -25,14 +26,21 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from face_attributes.errors import UserError
-from face_attributes.faces.boxes import WHOLE_PHOTO, Boxes
+from face_attributes.faces.boxes import DETECTED, WHOLE_PHOTO, Boxes
+from face_attributes.faces.boxes import Way as DetectedWay
 from face_attributes.faces.cut import cut
 from face_attributes.faces.detect import find_faces
 from face_attributes.inference.ensemble import Ensemble, predict_batch
 from face_attributes.networks.device import Hardware
 from face_attributes.networks.recipe import Recipe
 from face_attributes.photos.labels import GENDERS, MASKS, NUM_AGE_GROUPS, attribute_names
-from face_attributes.photos.opening import BadPhotoError, open_photo
+from face_attributes.photos.opening import (
+    BadPhotoError,
+    UnreadableError,
+    open_photo,
+    readable_formats,
+    unreadable_explained,
+)
 from face_attributes.photos.packed import Pixels
 
 COLUMNS = [
@@ -50,7 +58,7 @@ MAX_BATCH = 32
 """Most crops that go through the networks at once."""
 
 Row = dict[str, Any]
-Way = Literal["detected", "fallback", "whole"]
+Way = DetectedWay | Literal["fallback", "whole"]
 
 
 class Face(NamedTuple):
@@ -111,27 +119,30 @@ def examine(
             networks were trained on whole photos, every photo is used whole in any case.
     """
     try:
-        photo = open_photo(source, max_pixels)
+        with unreadable_explained(source):
+            photo = open_photo(source, max_pixels, readable_formats())
+            faces = _crop_faces(photo, recipe, fallback)
     except BadPhotoError as error:
         return ExaminedPhoto(file, 0, 0, [], str(error))
-    except OSError as error:
+    except UnreadableError as error:
+        return ExaminedPhoto(file, 0, 0, [], error.reason)
+    except FileNotFoundError as error:
         return ExaminedPhoto(file, 0, 0, [], f"cannot be opened ({error.strerror})")
-    faces = _crop_faces(photo, recipe, fallback)
     return ExaminedPhoto(file, photo.width, photo.height, faces, "" if faces else NO_FACE)
 
 
 def _crop_faces(photo: Image.Image, recipe: Recipe, fallback: bool) -> list[Face]:
-    boxes, confidences = find_faces(photo, recipe.crop)
+    boxes, confidences, turn = find_faces(photo, recipe.crop)
     faces = [
-        Face(box, "detected", float(confidence), cut(photo, box, recipe.crop))
+        Face(box, DETECTED[turn], float(confidence), cut(photo, box, turn, recipe.crop))
         for box, confidence in zip(boxes, confidences, strict=True)
     ]
     if faces or not (fallback or recipe.crop.detector == "none"):
         return faces
     if recipe.fallback is None:
-        return [Face(WHOLE_PHOTO, "whole", 0.0, cut(photo, WHOLE_PHOTO, recipe.crop))]
+        return [Face(WHOLE_PHOTO, "whole", 0.0, cut(photo, WHOLE_PHOTO, 0, recipe.crop))]
     box = np.array(recipe.fallback)
-    return [Face(box, "fallback", 0.0, cut(photo, box, recipe.crop))]
+    return [Face(box, "fallback", 0.0, cut(photo, box, 0, recipe.crop))]
 
 
 def classify(

@@ -21,13 +21,11 @@ from rich.text import Text
 from tqdm import tqdm
 
 from face_attributes.errors import UserError
+from face_attributes.faces.boxes import TURNS
 from face_attributes.faces.marking import mark
 from face_attributes.files import write_whole
 from face_attributes.inference.recognition import COLUMNS, NO_FACE, Row, is_readable
-from face_attributes.photos.opening import SUFFIXES, open_photo
-
-MAX_JPEG_SIDE = 65_500
-"""Largest width or height of a JPEG, in pixels."""
+from face_attributes.photos.opening import FORMAT_BY_SUFFIX, open_photo, readable_formats
 
 COLUMN_WIDTHS = {"face": 8, "mask": 14, "gender": 11, "age": 16, "class": 8}
 """Characters: on a terminal of 80, they leave 17 for the file name."""
@@ -73,9 +71,11 @@ def _open_text(path: str) -> Iterator[TextIO]:
     Raises:
         UserError: if the path is a folder, or has the suffix of a photo, which it could overwrite.
     """
-    if Path(path).suffix.lower() in SUFFIXES or Path(path).is_dir():
+    if Path(path).suffix.lower() in FORMAT_BY_SUFFIX or Path(path).is_dir():
         raise UserError(f"{path} is a photo or a folder: name a file to write")
     if path == "-":
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(encoding="utf-8")  # as in a file, whatever the console's is
         yield sys.stdout
         return
     with write_whole(Path(path)) as file:
@@ -122,49 +122,75 @@ def _table(rows: Sequence[Row], width: int, header: bool) -> Table:
             f"{row[field]:<{COLUMN_WIDTHS[field] - 5}} {row[f'{field}_probability']:4.0%}"
             for field in ("mask", "gender", "age")
         ]
-        face = str(row["face"]) if row["way"] == "detected" else row["way"]
+        face = str(row["face"]) if row["way"] in TURNS else row["way"]
         table.add_row(Text(name), face, *attributes, f"{row['class']:2} {row['probability']:4.0%}")
     return table
 
 
 @contextmanager
 def copy_annotator(
-    folder: Path, names: dict[Path, Path], pool: Executor, max_pixels: int, max_pending: int
+    folder: Path,
+    names: dict[Path, Path],
+    pool: Executor,
+    max_pixels: int,
+    max_pending: int,
+    report: Callable[[Path, str], None],
 ) -> Iterator[Writer]:
     """Write annotated copies of photos to a folder, in the pool's processes.
 
     Args:
         names: path of each photo -> path of its copy in the folder.
         max_pending: copies that may wait to be written.
+        report: called with a photo whose copy could not be drawn, and the reason.
     """
-    pending = deque[Future[None]]()
+    pending = deque[tuple[Path, Future[None]]]()
+
+    def finish() -> None:
+        path, copied = pending.popleft()
+        try:
+            copied.result()
+        except DrawingError as error:
+            report(path, str(error))
 
     def write(path: Path, rows: Sequence[Row]) -> None:
         if is_readable(rows[0]):
             copy = folder / names[path]
-            pending.append(pool.submit(write_annotated, path, rows, copy, max_pixels))
+            pending.append((path, pool.submit(write_annotated, path, rows, copy, max_pixels)))
         if len(pending) > max_pending:
-            pending.popleft().result()
+            finish()
 
     yield write
-    for copied in pending:
-        copied.result()
+    while pending:
+        finish()
+
+
+class DrawingError(Exception):
+    """A copy that could not be drawn; the message is the reason."""
 
 
 def write_annotated(path: Path, rows: Sequence[Row], copy: Path, max_pixels: int) -> None:
-    """Write a copy of a photo with the boxes and labels of its rows."""
-    photo = open_photo(path, max_pixels)
-    boxes, captions = [(0, 0, *photo.size)], [NO_FACE]
-    if not rows[0]["problem"]:
-        boxes = [(row["left"], row["top"], row["width"], row["height"]) for row in rows]
-        captions = [
-            f"mask {row['mask']}: {row['mask_probability']:.0%}\n"
-            f"{row['gender']}: {row['gender_probability']:.0%}\n"
-            f"age {row['age']}: {row['age_probability']:.0%}"
-            for row in rows
-        ]
-    with write_whole(copy, fsync=False) as file:
+    """Write a copy of a photo with the boxes and labels of its rows.
+
+    Raises:
+        DrawingError: if that photo cannot be drawn on.
+        OSError: if the copy cannot be written.
+    """
+    try:
+        photo = open_photo(path, max_pixels, readable_formats())
+        boxes, captions = [(0, 0, *photo.size)], [NO_FACE]
+        if not rows[0]["problem"]:
+            boxes = [(row["left"], row["top"], row["width"], row["height"]) for row in rows]
+            captions = [
+                f"mask {row['mask']}: {row['mask_probability']:.0%}\n"
+                f"{row['gender']}: {row['gender_probability']:.0%}\n"
+                f"age {row['age']}: {row['age_probability']:.0%}"
+                for row in rows
+            ]
+        drawn = io.BytesIO()
         file_format = "PNG" if copy.suffix.lower() == ".png" else "JPEG"
-        marked = mark(photo, boxes, captions)
-        marked.thumbnail((MAX_JPEG_SIDE, MAX_JPEG_SIDE))  # shrinks only what JPEG cannot store
-        marked.save(file, file_format, quality=90)
+        mark(photo, boxes, captions).save(drawn, file_format, quality=90)
+    except Exception as error:  # of whatever kind: the labels of all other photos must not be lost
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DrawingError(f"has no annotated copy ({reason})") from None
+    with write_whole(copy, fsync=False) as file:
+        file.write(drawn.getbuffer())

@@ -20,6 +20,7 @@ import pandas as pd
 
 from face_attributes.errors import UserError
 from face_attributes.photos.labels import GENDERS, MASKS, MAX_AGE
+from face_attributes.photos.names import normal_form
 from face_attributes.photos.tables import read_text_table
 
 COLUMNS = ["person", "photo", "field", "old", "new", "reason"]
@@ -44,6 +45,7 @@ def read_corrections(path: Path) -> pd.DataFrame:
             contradicts the claim of an earlier row.
     """
     corrections = read_text_table(path, COLUMNS, OPTIONAL)
+    corrections["person"] = corrections["person"].map(normal_form)
     problems, first = list[str](), dict[tuple[str, ...], tuple[object, bool]]()
     for row, cells in corrections.iterrows():
         where = f"{path}, row {row}"

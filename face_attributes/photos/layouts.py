@@ -8,12 +8,12 @@ from typing import NamedTuple
 import pandas as pd
 
 from face_attributes.errors import UserError
+from face_attributes.photos.names import names_in
 from face_attributes.photos.photo_table import COLUMNS, OPTIONAL, read_photo_table
 from face_attributes.photos.raw import (
     Rejection,
     list_evaluation,
     list_photos,
-    list_visible,
     read_people,
 )
 
@@ -55,7 +55,7 @@ def find_table(photos: Path) -> Path:
         return photos
     if not photos.is_dir():
         raise UserError(f"{photos} is no folder and no table: {EXPECTED}")
-    tables = [name for name in list_visible(photos) if name.lower().endswith(".csv")]
+    tables = [name for name in names_in(photos).values() if name.lower().endswith(".csv")]
     if "train.csv" in tables:
         return photos / "train.csv"
     if len(tables) == 1:

@@ -9,6 +9,7 @@ import pandas as pd
 
 from face_attributes.errors import UserError
 from face_attributes.photos.labels import GENDERS, MASK_BY_PREFIX, MASKS
+from face_attributes.photos.names import normal_form
 from face_attributes.photos.opening import SUFFIXES
 from face_attributes.photos.raw import child_path, parse_age
 from face_attributes.photos.tables import read_text_table
@@ -89,10 +90,11 @@ def read_photo_table(table: Path, names: Mapping[str, str]) -> pd.DataFrame:
 def _read_photo(cell: dict[Hashable, str], folder: Path, where: str) -> dict[str, Any]:
     """Check a row's person and file, and translate its labels."""
     path = folder / cell["path"]
-    child_path(Path("images"), cell["person"], where)
+    person = normal_form(cell["person"])
+    child_path(Path("images"), person, where, {})
     _check_file(path, where)
     return {
-        "person": cell["person"],
+        "person": person,
         "path": path.as_posix(),
         "mask": _translate(cell["mask"], MASK_WORDS, f"{where}: mask"),
         "gender": _translate(cell["gender"], GENDER_WORDS, f"{where}: gender"),

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ from face_attributes.photos.labels import (
     NUM_CLASSES,
     mask_of,
 )
+from face_attributes.photos.names import BREAKS_A_LINE, names_in, normal_form, readable_name
 from face_attributes.photos.opening import SUFFIXES
 from face_attributes.photos.tables import read_text_table
 
@@ -24,6 +25,9 @@ AGE = re.compile(r"\d{1,3}(\.0)?", re.ASCII)
 """A whole number of years, optionally with ".0" as spreadsheets and pandas write it."""
 
 COUNT = re.compile(r"[1-9]\d{0,5}(\.0)?", re.ASCII)
+
+IN_DVC_CACHE = re.compile(r"/files/md5/[0-9a-f]{2}/[0-9a-f]{30}$")
+"""The end of a path in DVC's cache, where a file has the name of its content."""
 
 NOT_A_PHOTO = "not named like a photo of this person"
 
@@ -40,14 +44,16 @@ class Rejection(NamedTuple):
 def read_people(table: Path) -> pd.DataFrame:
     """Read train.csv, a row per person: gender, age (years), path (the person), race, photos.
 
-    Race is never predicted; it is "" if the table has no such column. The optional column `photos`
-    is the number of a person's photos; 0 if empty: a person then has the seven of `MASK_BY_STEM`.
+    Paths are in their normal form. Race is never predicted; it is "" if the table has no such
+    column. The optional column `photos` is the number of a person's photos; 0 if empty: a person
+    then has the seven of `MASK_BY_STEM`.
 
     Raises:
         UserError: naming the row of an unknown gender, an invalid age or number of photos, or a
             repeated path.
     """
     people = read_text_table(table, ["gender", "age", "path"], ["race", "photos"])
+    people = people.assign(path=people["path"].map(normal_form))
     if people.empty:
         raise UserError(f"{table} has no rows below its header: add one per person")
     first_row: dict[str, int] = {}
@@ -89,26 +95,46 @@ def parse_age(cell: str, where: str) -> int:
     return int(float(cell))
 
 
-def child_path(folder: Path, name: str, where: str) -> Path:
-    """Return `folder / name`; refuse names and links that could lead out of the folder.
+def photo_folder(folder: Path) -> Path:
+    """Return the folder `images` in `folder`.
+
+    Raises:
+        UserError: if it is a link, behind which DVC does not look for changes.
+    """
+    images = folder / "images"
+    if images.is_symlink():
+        raise UserError(
+            f"{images} is a link, and DVC does not see what changes behind it: replace it with its "
+            f"target, or make {folder} or {folder.parent} the link"
+        )
+    return images
+
+
+def child_path(folder: Path, name: str, where: str, names: Mapping[str, str]) -> Path:
+    """Return the path of a name in a folder; refuse names and links that could lead out of it.
 
     Args:
         where: file and row that contain the name, for messages.
+        names: the names in the folder, by their normal form.
 
     Raises:
-        UserError: if the name is empty, hidden or too long, contains a folder or a semicolon, or
-            names a link, which could also lead to another person.
+        UserError: if the name is empty, hidden or too long, contains a folder, a semicolon or a
+            line end, or names a link, which could also lead to another person. A link into DVC's
+            cache is none (`cache.type symlink`).
     """
-    path = folder / name
     # Semicolons separate the photos of a finding in suspects.csv.
     plain = (
-        0 < len(os.fsencode(name)) < 256 and name == Path(name).name and not set("\\;") & set(name)
+        0 < len(os.fsencode(name)) < 256
+        and name == Path(name).name
+        and not set("\\;") & set(name)
+        and not BREAKS_A_LINE.search(name)
     )
     if not plain or name.startswith("."):
         raise UserError(
             f"{where}: {name!r} must be a plain, visible name in {folder}, without / \\ or ;"
         )
-    if path.is_symlink():
+    path = folder / names.get(normal_form(name), name)
+    if path.is_symlink() and not IN_DVC_CACHE.search(path.readlink().as_posix()):
         raise UserError(f"{where}: {path} is a link: replace it with its target")
     return path
 
@@ -124,27 +150,30 @@ def list_photos(people: pd.DataFrame, train: Path) -> tuple[pd.DataFrame, list[R
 
     Raises:
         UserError: if a folder or photo is missing, a person has the same photo twice or another
-            number of photos than the table says, or a path leads out of `train/images`.
+            number of photos than the table says, a path leads out of `train/images`, or that is a
+            link.
     """
-    images, rows, rejections = train / "images", list[dict[str, Any]](), list[Rejection]()
+    images, rows, rejections = photo_folder(train), list[dict[str, Any]](), list[Rejection]()
+    people_on_disk = names_in(images)
     for row, gender, age, person, race, number in people.itertuples(name=None):
         where = f"{train / 'train.csv'}, row {row}"
-        folder = child_path(images, person, where)
+        folder = child_path(images, person, where, people_on_disk)
         if not folder.is_dir():
             raise UserError(f"{where}: folder {folder} is missing: add it, or remove the row")
         file_by_stem: dict[str, str] = {}
-        for name in list_visible(folder):
+        names = names_in(folder)
+        for name in names.values():
             stem = Path(name).stem.lower()
             named_like_a_photo = bool(mask_of(stem)) if number else stem in MASK_BY_STEM
             if not named_like_a_photo or Path(name).suffix.lower() not in SUFFIXES:
-                rejections.append(Rejection("train", person, name, NOT_A_PHOTO))
+                rejections.append(Rejection("train", person, readable_name(name), NOT_A_PHOTO))
             elif stem in file_by_stem:
                 raise UserError(
                     f"{folder} has {file_by_stem[stem]} and {name}: a person has one {stem}; "
                     "remove one of them"
                 )
             else:
-                if not child_path(folder, name, str(folder)).is_file():
+                if not child_path(folder, name, str(folder), names).is_file():
                     raise UserError(f"{folder / name} is not a file: replace it with the photo")
                 file_by_stem[stem] = name
         missing = [stem for stem in MASK_BY_STEM if stem not in file_by_stem]
@@ -172,9 +201,9 @@ def list_photos(people: pd.DataFrame, train: Path) -> tuple[pd.DataFrame, list[R
             )
     known = set(people["path"])
     rejections += [
-        Rejection("train", name, "", "no row in train.csv")
-        for name in list_visible(images)
-        if name not in known
+        Rejection("train", readable_name(name), "", "no row in train.csv")
+        for form, name in people_on_disk.items()
+        if form not in known
     ]
     return pd.DataFrame(rows), rejections
 
@@ -184,25 +213,22 @@ def _place(stem: str) -> tuple[int, int]:
     return MASKS.index(mask_of(stem)), int("0" + stem.lstrip("_abcdefghijklmnopqrstuvwxyz"))
 
 
-def list_visible(folder: Path) -> list[str]:
-    """List the names in a folder, sorted, without hidden ones (`._mask1.jpg`, `.DS_Store`)."""
-    return sorted(name for name in os.listdir(folder) if not name.startswith("."))
-
-
 def list_evaluation(evaluation: Path) -> pd.DataFrame:
     """List the photos in info.csv, in its order: photo, path.
 
     Raises:
-        UserError: if a photo is missing or repeated, or a path leads out of the folder.
+        UserError: if a photo is missing or repeated, a path leads out of `images`, or that is a
+            link.
     """
     table = evaluation / "info.csv"
     names = read_text_table(table, ["ImageID"])["ImageID"]
-    for row, name in names[names.duplicated()].items():
+    for row, name in names[names.map(normal_form).duplicated()].items():
         raise UserError(f"{table}, row {row}: {name} is already in a row above: keep one of them")
-    paths = []
+    images, paths = photo_folder(evaluation), []
+    names_on_disk = names_in(images)
     for row, name in names.items():
         where = f"{table}, row {row}"
-        path = child_path(evaluation / "images", name, where)
+        path = child_path(images, name, where, names_on_disk)
         if not path.is_file():
             raise UserError(f"{where}: photo {path} is missing: add it, or remove the row")
         paths.append(path.as_posix())

@@ -1,0 +1,141 @@
+"""DVC notices every change of what a stage reads: nothing is read that it does not know."""
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from tests.project import Project
+
+pytestmark = pytest.mark.slow
+
+RECORDER = """
+import os, sys
+
+def record(event, arguments):
+    if event == "open" and isinstance(arguments[0], str) and isinstance(arguments[2], int):
+        path = os.path.realpath(arguments[0])
+        reads = not arguments[2] & (os.O_WRONLY | os.O_CREAT)
+        if reads and path.startswith(ROOT) and os.path.isfile(path):
+            descriptor = os.open(RECORD, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+            os.write(descriptor, (path[len(ROOT):] + "\\n").encode())
+            os.close(descriptor)
+
+ROOT, RECORD = os.environ["RECORD_READS_IN"] + "/", os.environ["RECORD_READS_TO"]
+sys.addaudithook(record)
+"""
+NO_INPUT = ("params.yaml", "face_attributes", "stages", ".cache/", ".git/", ".dvc/", ".dvcignore")
+"""Read by many stages; test_contract.py says which code each depends on."""
+
+
+@pytest.fixture(scope="module")
+def own_photos(project: Project) -> Path:
+    """The project with its sample as a user's own photos, in the state after a run."""
+    data = project.folder / "data"
+    shutil.copytree(data / "sample", data / "raw")
+    (data / "raw/eval/answers.csv").rename(data / "answers.csv")
+    project.set(data={"train": "data/raw/train", "eval": "data/raw/eval"})
+    project.set(data={"answers": "data/answers.csv"})
+    (data / "detectors/model.onnx").write_text("a model")
+    (data / "pretrained/weights.safetensors").write_text("weights")
+    project.run("dvc", "commit", "--force")
+    assert project.outdated() == set()
+    return data
+
+
+def photo(folder: Path) -> Path:
+    return next(path for path in sorted(folder.rglob("*.jpg")))
+
+
+def test_a_change_of_each_input_is_noticed(project: Project, own_photos: Path) -> None:
+    raw = own_photos / "raw"
+    photos, labels = {"clean", "crop", "review"}, {"clean", "suspects", "review", "model_card"}
+    expected = {
+        raw / "train/train.csv": photos,
+        photo(raw / "train/images"): photos,
+        raw / "eval/info.csv": photos,
+        photo(raw / "eval/images"): photos,
+        own_photos / "none.csv": labels,
+        own_photos / "answers.csv": {"aggregate"},
+        own_photos / "detectors/model.onnx": {"crop"},
+        own_photos / "pretrained/weights.safetensors": {"weights"},
+    }
+    for path, stages in expected.items():
+        before = path.read_bytes()
+        path.write_bytes(before + b"x")
+        assert project.outdated() == stages, path
+        path.unlink()
+        assert project.outdated() == stages, path
+        path.write_bytes(before)
+        assert project.outdated() == set(), path
+
+
+@pytest.mark.parametrize("name", ["raw", "raw/train"])
+def test_a_change_behind_a_link_to_another_disk_is_noticed(
+    project: Project, own_photos: Path, name: str, tmp_path: Path
+) -> None:
+    folder = own_photos / name
+    folder.rename(tmp_path / "disk")
+    folder.symlink_to(tmp_path / "disk")
+    assert project.outdated() == set()
+    changed = photo(tmp_path / "disk")
+    changed.write_bytes(changed.read_bytes() + b"x")
+    assert {"clean", "crop", "review"} <= project.outdated()
+    changed.write_bytes(changed.read_bytes()[:-1])
+    folder.unlink()
+    (tmp_path / "disk").rename(folder)
+
+
+@pytest.mark.parametrize("patterns", ["0*.jpg", "images/"])
+def test_a_photo_that_dvcignore_hides_is_an_error(
+    project: Project, own_photos: Path, patterns: str
+) -> None:
+    ignore = own_photos / "raw/eval/.dvcignore"
+    ignore.write_text(f"{patterns}\n")
+    command = ["stages.clean", "data/raw/train", "data/raw/eval", "data/none.csv", "data/other"]
+    output = project.python(*command, code=1)
+    ignore.unlink()
+    assert "error: data/raw/eval/images/" in output and "a .dvcignore hides it" in output
+    assert not (own_photos / "other").exists()
+
+
+def test_the_pipeline_accepts_dvcs_links_into_its_cache(project: Project) -> None:
+    """`cache.type symlink`, as for a cache that several projects or disks share."""
+    project.restore()
+    project.run("dvc", "config", "--local", "cache.type", "symlink")
+    project.run("dvc", "checkout", "--relink")
+    assert photo(project.folder / "data/sample").is_symlink()
+    stages = {"clean", "crop", "duplicates", "folds"}
+    before = project.checksums()
+    assert project.repro("--force", "--no-run-cache", "--single-item", *stages) == stages
+    assert project.checksums() == before
+    project.run("dvc", "config", "--local", "--unset", "cache.type")
+    project.run("dvc", "checkout", "--relink")
+
+
+def test_every_file_that_a_stage_reads_is_a_dependency(project: Project, tmp_path: Path) -> None:
+    """Python reports each file that it opens; a dependency may be a folder."""
+    project.restore()
+    (tmp_path / "sitecustomize.py").write_text(RECORDER)
+    record, lock = tmp_path / "record", project.folder / "dvc.lock"
+    for name, stage in YAML(typ="safe").load(lock)["stages"].items():
+        record.unlink(missing_ok=True)
+        environment = {
+            "PYTHONPATH": str(tmp_path),
+            "RECORD_READS_IN": os.path.realpath(project.folder),
+            "RECORD_READS_TO": str(record),
+        }
+        settings = [f"{key}={value}" for key, value in environment.items()]
+        command = stage["cmd"].replace("python", sys.executable, 1)
+        project.run("env", *settings, "sh", "-c", command)
+        known = [entry["path"] for key in ("deps", "outs") for entry in stage.get(key, [])]
+        unknown = {
+            path
+            for path in record.read_text().splitlines()
+            if not path.startswith(NO_INPUT)
+            and not any(path == each or path.startswith(f"{each}/") for each in known)
+        }
+        assert unknown == set(), name
