@@ -14,7 +14,6 @@ The column `path` of train.csv is the only key of a person. Photos are never mod
 """
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -34,6 +33,7 @@ from face_attributes.photos.raw import (
     list_photos,
     read_people,
 )
+from face_attributes.processes import map_on_all_cores
 from face_attributes.progress import progress
 
 
@@ -48,9 +48,9 @@ def reason_to_reject(path: str, max_pixels: int) -> str:
 
 def decode_all(paths: Sequence[str], max_pixels: int) -> Iterator[str]:
     """Decode all photos on all cores; yield why each cannot be used, or ""."""
-    with ProcessPoolExecutor() as pool:
-        reasons = pool.map(partial(reason_to_reject, max_pixels=max_pixels), paths, chunksize=16)
-        yield from progress(reasons, len(paths), "clean: photos decoded")
+    reason = partial(reason_to_reject, max_pixels=max_pixels)
+    reasons = map_on_all_cores(reason, paths, chunksize=16)
+    yield from progress(reasons, len(paths), "clean: photos decoded")
 
 
 def reasons_to_reject(photos: pd.DataFrame, name: str, params: CleanParams) -> list[str]:

@@ -13,7 +13,6 @@ Writes to the output folder:
 """
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -35,6 +34,7 @@ from face_attributes.photos.labels import MASKS
 from face_attributes.photos.opening import BadPhotoError, open_photo
 from face_attributes.photos.packed import Pixels, read_packed, write_packed
 from face_attributes.photos.tables import read_stage_table
+from face_attributes.processes import map_on_all_cores
 from face_attributes.progress import progress
 
 BOX = ["left", "top", "width", "height"]
@@ -46,9 +46,8 @@ Faces = tuple[Boxes, NDArray[np.float64]]
 def find_all(name: str, paths: Sequence[str], params: CropParams) -> Faces:
     """Detect the largest face of each photo, on all cores."""
     find = partial(_find_largest, params=params)
-    with ProcessPoolExecutor(initializer=use_one_thread) as pool:
-        results = pool.map(find, paths, chunksize=16)
-        faces = list(progress(results, len(paths), f"crop: photos searched, {name}"))
+    results = map_on_all_cores(find, paths, chunksize=16, initializer=use_one_thread)
+    faces = list(progress(results, len(paths), f"crop: photos searched, {name}"))
     boxes = np.array([box for box, _ in faces]).reshape(-1, 4)
     return boxes, np.array([confidence for _, confidence in faces])
 
@@ -90,9 +89,8 @@ def crop_set(
 
 def cut_all(name: str, paths: Sequence[str], boxes: Boxes, params: CropParams) -> Iterator[Pixels]:
     """Yield the crop of each photo (side x side x 3, uint8) in order, cut on all cores."""
-    with ProcessPoolExecutor() as pool:
-        crops = pool.map(partial(_cut_file, params=params), paths, boxes, chunksize=16)
-        yield from progress(crops, len(paths), f"crop: photos cropped, {name}")
+    crops = map_on_all_cores(partial(_cut_file, params=params), paths, boxes, chunksize=16)
+    yield from progress(crops, len(paths), f"crop: photos cropped, {name}")
 
 
 def _cut_file(path: str, box: Boxes, params: CropParams) -> Pixels:

@@ -73,6 +73,9 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from face_attributes.command import stage_command
+from face_attributes.processes import end_on_interrupt
+
+end_on_interrupt()
 
 @stage_command
 def main() -> None:
