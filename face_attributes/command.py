@@ -14,7 +14,7 @@ from pathlib import Path
 
 import typer
 
-from face_attributes.errors import StillRunningError, UserError
+from face_attributes.errors import StillRunningError, UserError, lack_of_memory
 from face_attributes.files import write_json
 from face_attributes.processes import one_at_a_time
 
@@ -127,8 +127,10 @@ def errors_in_one_line(main: Callable[..., None]) -> Callable[..., None]:
             main(*args, **options)
         except UserError as error:
             _stop(str(error), restorable=not isinstance(error, StillRunningError))
-        except OSError as error:
-            if error.errno not in CANNOT_WRITE:
+        except Exception as error:
+            if problem := lack_of_memory(error):
+                _stop(problem)
+            if not isinstance(error, OSError) or error.errno not in CANNOT_WRITE:
                 raise
             _stop(f"{error.filename or 'output'}: {CANNOT_WRITE[error.errno]}, then run again")
 
