@@ -4,7 +4,7 @@ VENV := .venv
 SHELL := /bin/bash
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: run test check benchmark freeze-ladder lint browser extras setup
+.PHONY: run test check benchmark freeze-ladder licences lint browser extras setup repository
 
 run: setup
 	dvc repro
@@ -30,6 +30,10 @@ benchmark: setup
 freeze-ladder: setup
 	python -m commands.sweep train.freeze=none,conv1,layer1,layer2,layer3,layer4
 
+# The licence of every installed package.
+licences: extras
+	pip-licenses --format=csv --order=license | grep '^"'  # one of them is a text of 200 lines
+
 lint: extras
 	ruff check .
 	ruff format --check .
@@ -42,10 +46,15 @@ browser: setup
 # Extra packages of single commands: requirements-demo.txt, ...
 extras: $(VENV)/installed-extras
 
-setup: $(VENV)/installed
+setup: repository $(VENV)/installed
+
+# DVC needs git. Checked first, as installation takes minutes.
+repository:
+	@command -v git > /dev/null || { echo "error: git is not installed: install it, then run make again"; exit 1; }
+	@git rev-parse --git-dir > /dev/null || { echo "error: this folder is not a git repository, which DVC needs. Clone it with git; or, in a downloaded copy: git init && git add --all && git commit -m start"; exit 1; }
 
 # Touched after installation, so that it is repeated only when the requirements change.
-$(VENV)/installed: requirements.txt constraints.txt
+$(VENV)/installed: requirements.txt constraints.txt | repository
 	@command -v $(PYTHON) > /dev/null || { echo "error: $(PYTHON) is not installed: install Python 3.11, or name another: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	$(VENV)/bin/python -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt

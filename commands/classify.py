@@ -60,7 +60,7 @@ from face_attributes.photos.opening import (
     SUFFIXES,
     readable_formats,
 )
-from face_attributes.photos.workers import process_pool
+from face_attributes.processes import process_pool
 
 THUMBNAILS = ("@eaDir", "__MACOSX")
 """Folders in which Synology's servers and macOS's archives store small copies; hidden folders such
@@ -288,7 +288,7 @@ def main(
         writers += [stack.enter_context(json_writer(json_file))] if json_file else []
         cores = os.cpu_count() or 1
         workers = min(len(copies), max(1, cores // 2))
-        pool = stack.enter_context(process_pool("lower --max-pixels", workers, start_worker))
+        pool = stack.enter_context(process_pool(workers, start_worker, "lower --max-pixels"))
         stack.callback(pool.shutdown, cancel_futures=True)
         if annotate is not None:
             annotator = copy_annotator(

@@ -1,24 +1,25 @@
-"""What command lines share: one-line errors, Ctrl-C, the time each stage took, a warning."""
+"""What command lines share: one-line errors, a lock on outputs, the time each stage took."""
 
 import contextlib
 import errno
 import functools
 import gc
+import inspect
 import os
-import signal
-import socket
 import sys
-import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-import psutil
 import typer
 
-from face_attributes.errors import UserError
+from face_attributes.errors import StillRunningError, UserError, lack_of_memory
 from face_attributes.files import write_json
+from face_attributes.processes import one_at_a_time
+
+LOCKS = Path(".cache/locks")
+"""A lock file per output of a stage, outside the outputs: DVC hashes and deletes those."""
 
 TIMES = Path(".cache/times")
 """One file per stage that DVC has run here. Not a DVC output: outputs are identical in each run,
@@ -42,15 +43,20 @@ CANNOT_WRITE = {
 def stage_command(main: Callable[..., None]) -> typer.Typer:
     """Turn the `main` of a stage into a command line.
 
-    A user's mistake is one line and exit code 1; anything unexpected keeps its traceback. Ctrl-C
-    ends it at once, with a line. If DVC runs it, it writes the time it took to TIMES.
+    A user's mistake is one line and exit code 1; anything unexpected keeps its traceback. The
+    outputs, which are the argument `out` and those after it, are locked meanwhile. If DVC runs it,
+    it writes the time it took to TIMES.
     """
 
     @functools.wraps(main)
     def stage(*args: object, **options: object) -> None:
-        if main.__module__ == "__main__":
-            end_on_interrupt()
-        timed(main)(*args, **options)
+        arguments = inspect.signature(main).bind(*args, **options).arguments
+        names = list(arguments)
+        outputs = names[names.index("out") :] if "out" in names else []
+        with contextlib.ExitStack() as stack:
+            for name in outputs:
+                stack.enter_context(locked(Path(str(arguments[name])), main))
+            timed(main)(*args, **options)
 
     return user_command(stage)
 
@@ -69,6 +75,29 @@ def user_command(main: Callable[..., None]) -> typer.Typer:
     return app
 
 
+@contextlib.contextmanager
+def locked(output: Path, main: Callable[..., None]) -> Iterator[None]:
+    """Keep every other process of this project from writing to an output of a stage.
+
+    Killing only DVC may leave the stage's process running, which would then overwrite the outputs
+    of the next run.
+
+    Raises:
+        StillRunningError: if another process has locked the output.
+    """
+    place = output.parent.resolve() / output.name  # not the target of a link into DVC's cache
+    project = Path.cwd()
+    name = place.relative_to(project if place.is_relative_to(project) else place.anchor)
+    stage = Path(main.__code__.co_filename).stem
+    lock = one_at_a_time(LOCKS / f"{name}.lock", f"{output}: stage {stage} of an earlier run")
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(lock)
+        except OSError as error:
+            _warn(f"{output} is not locked against other runs: {error}")
+        yield
+
+
 def timed(main: Callable[..., None]) -> Callable[..., None]:
     """Wrap `main` to write how long it took and when it ended to TIMES, if DVC runs it."""
 
@@ -81,7 +110,10 @@ def timed(main: Callable[..., None]) -> Callable[..., None]:
             ended = datetime.now(UTC).isoformat(timespec="seconds")
             name = os.environ["DVC_STAGE"].split(":")[-1]
             folder = Path(os.environ.get(TIMES_VARIABLE, TIMES))
-            write_json(folder / f"{name}.json", {"seconds": seconds, "ended": ended}, digits=1)
+            try:
+                write_json(folder / f"{name}.json", {"seconds": seconds, "ended": ended}, digits=1)
+            except OSError as error:  # no reason to lose what the stage has done
+                _warn(f"the report will not show the time of {name}: {error}")
 
     return command
 
@@ -94,56 +126,29 @@ def errors_in_one_line(main: Callable[..., None]) -> Callable[..., None]:
         try:
             main(*args, **options)
         except UserError as error:
-            _stop(str(error))
-        except OSError as error:
-            if error.errno not in CANNOT_WRITE:
+            _stop(str(error), restorable=not isinstance(error, StillRunningError))
+        except Exception as error:
+            if problem := lack_of_memory(error):
+                _stop(problem)
+            if not isinstance(error, OSError) or error.errno not in CANNOT_WRITE:
                 raise
             _stop(f"{error.filename or 'output'}: {CANNOT_WRITE[error.errno]}, then run again")
 
     return command
 
 
-def end_on_interrupt() -> None:
-    """End the process and its workers on Ctrl-C, even within a long step, and say what follows.
-
-    Files are written whole or not at all, so that nothing is left half-written.
-    """
-    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
-        return
-    # A socket, because any library's thread may receive the signal while the main thread is busy.
-    receiver, sender = socket.socketpair()
-    sender.setblocking(False)
-    signal.set_wakeup_fd(sender.detach())
-    signal.signal(signal.SIGINT, lambda *_: None)
-
-    def wait_and_end() -> None:
-        while signal.SIGINT not in receiver.recv(1):
-            pass
-        workers = [child.pid for child in psutil.Process().children(recursive=True)]
-        print(
-            "\nstopped: finished stages, folds and epochs are kept; `dvc repro` continues there",
-            flush=True,
-        )
-        # Last, so that the main thread does not get to report its dead workers.
-        for pid in workers:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        os._exit(130)
-
-    threading.Thread(target=wait_and_end, daemon=True).start()
-
-
 def warn_if_outside(path: Path, folder: Path, key: str) -> None:
     """Warn if the file that a parameter names is outside the folder that the stage depends on."""
     if not path.resolve().is_relative_to(folder.resolve()):
-        print(
-            f"warning: {key}: {path} is outside {folder}: DVC will not notice when it changes",
-            file=sys.stderr,
-        )
+        _warn(f"{key}: {path} is outside {folder}: DVC will not notice when it changes")
 
 
-def _stop(message: str) -> None:
+def _warn(message: str) -> None:
+    print(f"warning: {message}", file=sys.stderr)
+
+
+def _stop(message: str, restorable: bool = True) -> None:
     print(f"error: {message}", file=sys.stderr)
-    if "DVC_STAGE" in os.environ:
+    if restorable and "DVC_STAGE" in os.environ:
         print("DVC has the results of earlier runs: `dvc checkout` restores them", file=sys.stderr)
     raise typer.Exit(1)

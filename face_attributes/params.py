@@ -3,8 +3,9 @@
 params.yaml itself documents each parameter, beside its value.
 """
 
+import reprlib
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -17,7 +18,10 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
+from ruamel.yaml.constructor import ConstructorError, SafeConstructor
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.events import CollectionEndEvent, CollectionStartEvent
+from ruamel.yaml.nodes import MappingNode, Node, ScalarNode
 
 from face_attributes.errors import UserError
 
@@ -41,7 +45,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Count = Annotated[int, Field(ge=1, lt=2**31)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Zoom = Annotated[float, Field(ge=0, lt=0.9)]  # leaves something of a crop of 16 pixels
-Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Rate = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
 
 
 def _ascend(edges: list[int]) -> list[int]:
@@ -85,8 +89,8 @@ class LabelParams(Section):
 
 
 class SampleParams(Section):
-    people: Annotated[int, Field(ge=12)]
-    evaluation_people: Annotated[int, Field(ge=0)]
+    people: Annotated[int, Field(ge=12, le=100_000)]
+    evaluation_people: Annotated[int, Field(ge=0, le=100_000)]
     seed: Seed
 
 
@@ -99,7 +103,7 @@ class CropParams(Section):
     detector: Detector
     yunet_model: str
     min_confidence: Share
-    margin: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    margin: Annotated[float, Field(gt=0, le=100)]
     side: Annotated[int, Field(ge=16, le=1024)]  # DVC's run cache ignores parameters named `size`
 
 
@@ -123,7 +127,7 @@ class WeightParams(Section):
 
 class OptimizerParams(Section):
     name: Literal["adamw", "sgd"]
-    head_epochs: Annotated[int, Field(ge=0)]
+    head_epochs: Annotated[int, Field(ge=0, lt=2**31)]
     lr_decay: Annotated[float, Field(gt=0, le=1)]
     weight_decay: Rate
     warmup: Share
@@ -168,7 +172,7 @@ class TrainParams(Section):
     head_lr: Rate
     backbone_lr: Rate
     heads: Heads
-    cached_views: Annotated[int, Field(ge=0)]
+    cached_views: Annotated[int, Field(ge=0, lt=2**31)]
     cache_gb: Rate
     device: Device
     precision: Precision
@@ -259,13 +263,19 @@ def read_yaml(path: Path) -> object:
         UserError: if the file is missing, unreadable or not valid YAML.
     """
     try:
-        return YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise UserError(f"{path} is missing: run in the folder that contains it") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not valid YAML: {error}") from None
+    try:
+        return _yaml().load(text)
+    except YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {_locate(error, text)}") from None
+    except RecursionError:
+        raise UserError(f"{path}: {_deep_line(text)} is nested too deeply") from None
 
 
 def check_params(content: object, path: Path) -> Params:
@@ -280,10 +290,61 @@ def check_params(content: object, path: Path) -> Params:
         raise UserError("\n".join(_explain(path, error))) from None
 
 
+class _Constructor(SafeConstructor):
+    """Python values of YAML, where an impossible one (`!!int x`, 2020-13-45) is a YAMLError."""
+
+    def construct_object(self, node: Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (YAMLError, RecursionError):
+            raise
+        except Exception as error:  # ValueError, KeyError, IndexError, ... of int(), date(), ...
+            problem = f"not a valid value ({error})"
+            raise ConstructorError(problem=problem, problem_mark=node.start_mark) from None
+
+
+def _yaml() -> YAML:
+    yaml = YAML(typ="safe", pure=True)
+    yaml.Constructor = _Constructor
+    return yaml
+
+
+def _locate(error: YAMLError, text: str) -> str:
+    """Say in one line what is wrong, in which line and, unless the structure is broken, key."""
+    if not isinstance(error, MarkedYAMLError) or error.problem_mark is None:
+        return " ".join(str(error).split())
+    mark = error.problem_mark
+    place = f"line {mark.line + 1}"
+    if isinstance(error, ConstructorError):
+        keys, node = list[str](), _yaml().compose(text)
+        while isinstance(node, MappingNode):
+            inside = [
+                (key, value)
+                for key, value in node.value
+                if key.start_mark.index <= mark.index < value.end_mark.index
+            ]
+            node = inside[0][1] if inside else None
+            keys += [key.value for key, _ in inside if isinstance(key, ScalarNode)]
+        place += f", {'.'.join(keys)}" if keys else ""
+    reasons = [error.context, error.problem]
+    return f"{place}: {', '.join(' '.join(reason.split()) for reason in reasons if reason)}"
+
+
+def _deep_line(text: str) -> str:
+    """The line where nesting is far deeper than any params.yaml; the parser does not recurse."""
+    depth = 0
+    for event in _yaml().parse(text):
+        depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
+        if depth > 50:
+            return f"line {event.start_mark.line + 1}"
+    raise AssertionError("only deep nesting exceeds Python's recursion limit")
+
+
 def _explain(path: Path, error: ValidationError) -> list[str]:
     lines = []
     for problem in error.errors(include_url=False):
         key = ".".join(str(part) for part in problem["loc"]) or "the file"
+        key = key if key.isprintable() else repr(key)
         match problem["type"]:
             case "extra_forbidden":
                 known = ", ".join(_section(problem["loc"]).model_fields)
@@ -326,5 +387,8 @@ def _section(location: tuple[int | str, ...]) -> type[BaseModel]:
 
 
 def _shown(value: object) -> str:
-    text = repr(value)
+    try:
+        text = reprlib.repr(value)  # of aliases within aliases, repr would never end
+    except ValueError:  # an integer with more digits than Python writes
+        return "a number of thousands of digits"
     return text if len(text) <= 60 else text[:57] + "..."

@@ -32,9 +32,9 @@ def read_outputs(revision: str, paths: Sequence[str], optional: Sequence[str] = 
         raise UserError("a revision is empty: name one, or leave it out")
     contents = []
     try:
-        files = dvc.api.DVCFileSystem(rev=None if revision == WORKSPACE else revision)
-        for path in [*paths, *(path for path in optional if files.exists(path))]:
-            contents.append(files.read_bytes(path))
+        files, folder = _open(revision)
+        for path in [*paths, *(path for path in optional if files.exists(folder + path))]:
+            contents.append(files.read_bytes(folder + path))
     except FileNotFoundError:
         remedy = "`dvc repro` makes it"
         if revision != WORKSPACE:
@@ -56,7 +56,8 @@ def read_outputs(revision: str, paths: Sequence[str], optional: Sequence[str] = 
 def read_metrics(revision: str, path: Path) -> dict[str, Any]:
     """Read a metrics file that git tracks, as it is in a revision; {} if it is missing there."""
     try:
-        content = dvc.api.DVCFileSystem(rev=revision).read_text(path.as_posix(), encoding="utf-8")
+        files, folder = _open(revision)
+        content = files.read_text(folder + path.as_posix(), encoding="utf-8")
     except (DvcException, FileNotFoundError):
         return {}
     metrics: dict[str, Any] = json.loads(content)
@@ -72,14 +73,30 @@ def hidden_from_dvc(paths: Iterable[str]) -> list[str]:
         return []
 
 
-def git_state() -> dict[str, Any]:
-    """The commit of the workspace, and whether the workspace has uncommitted changes."""
+def _open(revision: str) -> tuple[dvc.api.DVCFileSystem, str]:
+    """The files of a revision, and the project's folder in them, such as "work/faces/".
 
-    def git(*arguments: str) -> str:
-        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True)
-        return done.stdout.strip()
-
+    Of the workspace, DVC gives the project; of a commit, the whole git repository, of which the
+    project may be a folder (`dvc init --subdir`).
+    """
+    if revision == WORKSPACE:
+        return dvc.api.DVCFileSystem(), ""
     try:
-        return {"commit": git("rev-parse", "HEAD"), "changed": git("status", "--porcelain") != ""}
+        folder = _git("rev-parse", "--show-prefix")
+    except (FileNotFoundError, subprocess.CalledProcessError):
+        folder = ""  # without git, DVC says what is wrong
+    return dvc.api.DVCFileSystem(rev=revision, subrepos=bool(folder)), folder
+
+
+def git_state() -> dict[str, Any]:
+    """The commit of the workspace, and whether the project has uncommitted changes."""
+    try:
+        changes = _git("status", "--porcelain", "--", ".")
+        return {"commit": _git("rev-parse", "HEAD"), "changed": changes != ""}
     except (FileNotFoundError, subprocess.CalledProcessError):
         return {"commit": "none", "changed": True}
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True)
+    return done.stdout.strip()

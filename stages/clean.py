@@ -34,7 +34,7 @@ from face_attributes.photos.raw import (
     list_photos,
     read_people,
 )
-from face_attributes.photos.workers import process_pool
+from face_attributes.processes import map_on_all_cores
 from face_attributes.progress import progress
 from face_attributes.revisions import hidden_from_dvc
 
@@ -65,9 +65,10 @@ def decode(path: str, max_pixels: int) -> Decoded:
 
 def decode_all(paths: Sequence[str], max_pixels: int) -> Iterator[Decoded]:
     """Decode all photos on all cores."""
-    with process_pool(LOWER_MAX_PIXELS) as pool:
-        decoded = pool.map(partial(decode, max_pixels=max_pixels), paths, chunksize=16)
-        yield from progress(decoded, len(paths), "clean: photos decoded")
+    decoded = map_on_all_cores(
+        partial(decode, max_pixels=max_pixels), paths, chunksize=16, remedy=LOWER_MAX_PIXELS
+    )
+    yield from progress(decoded, len(paths), "clean: photos decoded")
 
 
 def check_share(photos: pd.DataFrame, reasons: Sequence[str], name: str, limit: float) -> None:

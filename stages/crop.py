@@ -34,7 +34,7 @@ from face_attributes.photos.labels import MASKS
 from face_attributes.photos.opening import BadPhotoError, open_photo, unreadable_explained
 from face_attributes.photos.packed import Pixels, read_packed, write_packed
 from face_attributes.photos.tables import read_stage_table
-from face_attributes.photos.workers import process_pool
+from face_attributes.processes import map_on_all_cores
 from face_attributes.progress import progress
 
 LOWER_MAX_PIXELS = "lower clean.max_pixels"
@@ -53,9 +53,10 @@ class LargestFaces(NamedTuple):
 def find_all(name: str, paths: Sequence[str], params: CropParams) -> LargestFaces:
     """Detect the largest face of each photo, on all cores."""
     find = partial(_find_largest, params=params)
-    with process_pool(LOWER_MAX_PIXELS, initializer=use_one_thread) as pool:
-        results = pool.map(find, paths, chunksize=16)
-        faces = list(progress(results, len(paths), f"crop: photos searched, {name}"))
+    results = map_on_all_cores(
+        find, paths, chunksize=16, initializer=use_one_thread, remedy=LOWER_MAX_PIXELS
+    )
+    faces = list(progress(results, len(paths), f"crop: photos searched, {name}"))
     return LargestFaces(
         np.array([box for box, _, _ in faces]).reshape(-1, 4),
         np.array([confidence for _, confidence, _ in faces]),
@@ -102,9 +103,9 @@ def cut_all(
     name: str, paths: Sequence[str], boxes: Boxes, turns: Sequence[int], params: CropParams
 ) -> Iterator[Pixels]:
     """Yield the crop of each photo (side x side x 3, uint8) in order, cut on all cores."""
-    with process_pool(LOWER_MAX_PIXELS) as pool:
-        crops = pool.map(partial(_cut_file, params=params), paths, boxes, turns, chunksize=16)
-        yield from progress(crops, len(paths), f"crop: photos cropped, {name}")
+    cut_file = partial(_cut_file, params=params)
+    crops = map_on_all_cores(cut_file, paths, boxes, turns, chunksize=16, remedy=LOWER_MAX_PIXELS)
+    yield from progress(crops, len(paths), f"crop: photos cropped, {name}")
 
 
 def _cut_file(path: str, box: Boxes, turn: int, params: CropParams) -> Pixels:

@@ -13,7 +13,6 @@ Crops with similar perceptual hashes are candidates; their pixels decide.
 """
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -28,6 +27,7 @@ from face_attributes.files import write_json, write_table
 from face_attributes.params import DuplicateParams, read_params
 from face_attributes.photos.packed import Pixels, read_packed
 from face_attributes.photos.tables import read_stage_table
+from face_attributes.processes import map_on_all_cores
 from face_attributes.progress import progress
 
 COLUMNS = ["person", "photo", "other_person", "other_photo", "similarity"]
@@ -103,18 +103,17 @@ def find_duplicates(
     small = [small_grey(crop) for crop in crops]
     pairs = [pair for pair in close_pairs(hashes, params.hash_distance) if people[pair[0]]]
     rows = []
-    with ProcessPoolExecutor() as pool:
-        first_crops, second_crops = ([small[pair[side]] for pair in pairs] for side in (0, 1))
-        similarities = pool.map(similarity, first_crops, second_crops, chunksize=64)
-        results = progress(similarities, len(pairs), "duplicates: pairs compared")
-        for (first, second), value in zip(pairs, results, strict=True):
-            if people[first] == people[second]:
-                difference = np.abs(crops[first].astype(int) - crops[second]).mean()
-                is_copy = difference <= MAX_COPY_DIFFERENCE
-            else:
-                is_copy = value >= params.similarity
-            if is_copy:
-                rows.append((people[first], names[first], people[second], names[second], value))
+    first_crops, second_crops = ([small[pair[side]] for pair in pairs] for side in (0, 1))
+    similarities = map_on_all_cores(similarity, first_crops, second_crops, chunksize=64)
+    results = progress(similarities, len(pairs), "duplicates: pairs compared")
+    for (first, second), value in zip(pairs, results, strict=True):
+        if people[first] == people[second]:
+            difference = np.abs(crops[first].astype(int) - crops[second]).mean()
+            is_copy = difference <= MAX_COPY_DIFFERENCE
+        else:
+            is_copy = value >= params.similarity
+        if is_copy:
+            rows.append((people[first], names[first], people[second], names[second], value))
     table = pd.DataFrame(rows, columns=COLUMNS)
     return table.sort_values("similarity", ascending=False, kind="stable", ignore_index=True)
 

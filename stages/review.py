@@ -9,7 +9,6 @@ decisions as corrections.csv, which the stage `clean` reads.
 """
 
 from collections.abc import Hashable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from face_attributes.photos.labels import GENDERS, MASKS, NUM_AGE_GROUPS, age_gr
 from face_attributes.photos.opening import BadPhotoError, open_photo
 from face_attributes.photos.packed import Pixels, read_packed
 from face_attributes.photos.tables import PROBABILITIES, read_stage_table, read_stage_tables
+from face_attributes.processes import map_on_all_cores
 from face_attributes.progress import progress
 
 Entry = dict[str, Any]
@@ -91,9 +91,8 @@ def describe_people(
         max_pixels: larger photos are not opened.
     """
     scale = partial(thumbnail, width=width, max_pixels=max_pixels)
-    with ProcessPoolExecutor() as pool:
-        scaled = pool.map(scale, photos["path"], chunksize=8)
-        thumbnails = list(progress(scaled, len(photos), "review: photos scaled"))
+    scaled = map_on_all_cores(scale, photos["path"], chunksize=8)
+    thumbnails = list(progress(scaled, len(photos), "review: photos scaled"))
     probabilities = photos[PROBABILITIES].to_numpy(float)
     joint = probabilities.reshape(-1, len(MASKS), len(GENDERS), NUM_AGE_GROUPS)
     marginals = {"mask": joint.sum((2, 3)), "gender": joint.sum((1, 3)), "age": joint.sum((1, 2))}

@@ -10,7 +10,6 @@ errors). The faults: hidden files, two people with one id, .jpeg files, an RGBA 
 import hashlib
 import shutil
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,6 +23,7 @@ from face_attributes.faces.drawing import draw_portrait, random_circumstances, r
 from face_attributes.files import path_in_errors
 from face_attributes.params import SampleParams, read_params
 from face_attributes.photos.labels import MASK_BY_STEM, encode
+from face_attributes.processes import map_on_all_cores
 from face_attributes.progress import progress
 
 # Gender and age group of every 36 people: imbalanced like real data, where women from 30 to 59 are
@@ -126,9 +126,8 @@ def draw_person(person: Person, folder: Path, seed: int) -> None:
 def draw_all(people: Sequence[Person], folder: Path, seed: int) -> Iterator[None]:
     """Draw the folders of all people, on all cores."""
     folders = [folder / person.name for person in people]
-    with ProcessPoolExecutor() as pool:
-        results = pool.map(partial(draw_person, seed=seed), people, folders)
-        yield from progress(results, len(people), "sample: people drawn")
+    results = map_on_all_cores(partial(draw_person, seed=seed), people, folders)
+    yield from progress(results, len(people), "sample: people drawn")
 
 
 def plant_hidden_files(images: Path, people: Sequence[Person]) -> None:

@@ -9,7 +9,6 @@ Reads a file of pretrained weights if `weights.source` names one; pretrains on d
 
 import pickle
 import sys
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from http.client import HTTPException
 from pathlib import Path
@@ -38,6 +37,7 @@ from face_attributes.networks.weight_files import read_weights, write_weights
 from face_attributes.params import CropParams, Params, read_params
 from face_attributes.photos.labels import GENDERS, MASKS
 from face_attributes.photos.packed import Pixels
+from face_attributes.processes import map_on_all_cores
 from face_attributes.progress import progress
 from face_attributes.training.pretraining import pretrain
 
@@ -86,9 +86,8 @@ def draw_face(number: int, seed: int, crop: CropParams) -> tuple[Pixels, list[bo
 
 def draw_faces(count: int, seed: int, crop: CropParams) -> tuple[Tensor, Tensor]:
     """Draw people on all cores: crops (N x S x S x 3, uint8), attributes (N x A, float32)."""
-    with ProcessPoolExecutor() as pool:
-        drawn = pool.map(partial(draw_face, seed=seed, crop=crop), range(count), chunksize=50)
-        pairs = list(progress(drawn, count, "weights: faces drawn"))
+    drawn = map_on_all_cores(partial(draw_face, seed=seed, crop=crop), range(count), chunksize=50)
+    pairs = list(progress(drawn, count, "weights: faces drawn"))
     crops, attributes = zip(*pairs, strict=True)
     return torch.from_numpy(np.stack(crops)), torch.tensor(attributes, dtype=torch.float32)
 

@@ -167,12 +167,13 @@ def git(*arguments: str) -> None:
     subprocess.run(["git", *arguments], check=True, capture_output=True)
 
 
-def start_repository() -> None:
-    """Make the working folder a repository of git and DVC."""
+def start_repository(folder: str = "") -> None:
+    """Make the working folder a repository of git, and it or a folder in it one of DVC."""
     git("init", "-qb", "main")
     git("config", "user.email", "a@b.c")
     git("config", "user.name", "A")
-    Repo.init().close()
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    Repo.init(folder or ".", subdir=bool(folder)).close()
 
 
 CLASS_NAMES = class_names([30, 60])

@@ -60,7 +60,7 @@ def test_damaged_or_foreign_checkpoint_is_set_aside(
 def test_only_one_process_trains_a_fold(path: Path) -> None:
     with (
         Checkpoint(path, "f").locked(),
-        pytest.raises(UserError, match="another process is training this fold"),
+        pytest.raises(UserError, match="another training of this fold is still running"),
         Checkpoint(path, "f").locked(),
     ):
         pass

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -53,6 +54,22 @@ def test_a_stage_run_by_dvc_records_its_time(
     assert json.loads((TIMES / "train@3.json").read_text())["seconds"] >= 0.2
 
 
+def test_a_time_that_cannot_be_written_is_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @stage_command
+    def main() -> None:
+        print("all work is done")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DVC_STAGE", "train@3")
+    (tmp_path / ".cache").write_text("in the way")
+    result = CliRunner().invoke(main)
+    assert result.exit_code == 0
+    assert result.stdout == "all work is done\n"
+    assert result.stderr.startswith("warning: the report will not show the time of train@3: [Errno")
+
+
 def test_times_go_where_the_environment_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -73,6 +90,9 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from face_attributes.command import stage_command
+from face_attributes.processes import end_on_interrupt
+
+end_on_interrupt()
 
 @stage_command
 def main() -> None:
@@ -119,6 +139,30 @@ def test_a_full_disk_is_one_line_and_leaves_the_earlier_file(tmp_path: Path) -> 
     assert f"{path}: the disk is full" in result.output
     assert path.read_text() == "earlier"
     assert os.listdir(tmp_path) == ["out.bin"]
+
+
+@pytest.mark.parametrize(
+    ("megabytes", "reason"), [(500, "failed to map segment"), (12_000, "to allocate")]
+)
+def test_too_little_memory_is_one_line(tmp_path: Path, megabytes: int, reason: str) -> None:
+    """While torch is imported, and later: under a limit on the process's memory."""
+    (tmp_path / "stages").mkdir()
+    shutil.copy(ROOT / "stages/__init__.py", tmp_path / "stages")
+    (tmp_path / "stages/big.py").write_text(
+        "import torch; from face_attributes.command import stage_command\n"
+        "@stage_command\n"
+        "def main(): torch.empty(2**40)\n"
+        "main()"
+    )
+    command = f"ulimit -v {megabytes}000; exec {sys.executable} -m stages.big"
+    result = subprocess.run(
+        ["bash", "-c", command],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: memory is short (")
+    assert reason in result.stderr
+    assert len(result.stderr.splitlines()) == 1
 
 
 def test_a_folder_in_the_way_of_a_file_is_one_line(tmp_path: Path) -> None:

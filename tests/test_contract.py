@@ -1,8 +1,11 @@
 """dvc.yaml matches the code: modules, packages, parameters; and imports point one way."""
 
 import ast
+import inspect
 import re
+import shlex
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 LIBRARY = ROOT / "face_attributes"
 PIPELINE: dict[str, Any] = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"]
 STAGES = list(PIPELINE)
-FRAME = {"command", "errors", "files", "params", "progress", "revisions"}
+FRAME = {"command", "errors", "files", "params", "processes", "progress", "revisions"}
 """Modules that cannot change a result, so that no stage depends on them."""
 
 
@@ -54,7 +57,7 @@ def code_dependencies(stage: str) -> set[Path]:
 
 
 def test_the_folder_stages_is_the_pipeline() -> None:
-    assert sorted(path.stem for path in modules("stages")) == sorted(STAGES)
+    assert sorted(path.stem for path in modules("stages")) == sorted(["__init__", *STAGES])
     assert sorted(path.name for path in (ROOT / "stages").iterdir() if path.is_dir()) in (
         [],
         ["__pycache__"],
@@ -64,6 +67,22 @@ def test_the_folder_stages_is_the_pipeline() -> None:
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_runs_the_module_of_its_name(stage: str) -> None:
     assert PIPELINE[stage]["cmd"].startswith(f"python -m stages.{stage} ")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_writes_to_its_argument_out_and_those_after_it(stage: str) -> None:
+    """Which `stage_command` locks."""
+    [command] = import_module(f"stages.{stage}").main.registered_commands
+    names = list(inspect.signature(command.callback).parameters)
+    arguments = [Path(word) for word in shlex.split(PIPELINE[stage]["cmd"])[3:]]
+    locked = set(arguments[names.index("out") :])
+    entries = [
+        entry for kind in ("outs", "metrics", "plots") for entry in PIPELINE[stage].get(kind, [])
+    ]
+    listed = [Path(entry if isinstance(entry, str) else next(iter(entry))) for entry in entries]
+    assert len(arguments) == len(names)
+    assert all(locked & {path, *path.parents} for path in listed)
+    assert all(any(place in (path, *path.parents) for path in listed) for place in locked)
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -230,14 +249,24 @@ LAYERS = {
     "progress": set[str](),
     "files": set[str](),
     "params": {"errors"},
-    "command": {"errors", "files"},
+    "processes": {"errors"},
+    "command": {"errors", "files", "processes"},
     "revisions": {"errors"},
     "photos": {"errors", "files", "progress"},
     "faces": {"errors", "params", "photos"},
     "networks": {"errors", "files", "params", "photos"},
     "scoring": {"errors", "photos", "revisions"},
     "pages": set[str](),
-    "training": {"errors", "files", "params", "photos", "progress", "networks", "scoring"},
+    "training": {
+        "errors",
+        "files",
+        "params",
+        "photos",
+        "processes",
+        "progress",
+        "networks",
+        "scoring",
+    },
     "inference": {"errors", "files", "params", "photos", "progress", "networks", "faces"},
 }
 """What each module of the frame and each package may import, the lowest first."""

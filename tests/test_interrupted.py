@@ -1,5 +1,6 @@
 """Runs that are killed or stopped: they end at once, and continue to the same bytes."""
 
+import json
 import os
 import re
 import shutil
@@ -7,11 +8,17 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 
+from face_attributes.command import LOCKS
 from tests.project import ENVIRONMENT, Project, ends_soon, heed_interrupts
+from tests.test_contract import STAGES
+from tests.test_processes import arguments, outputs
 
 pytestmark = pytest.mark.slow
 
@@ -19,10 +26,13 @@ EPOCH = re.compile(r"^fold \d epoch \d", re.MULTILINE)
 OUTPUTS = ["network.safetensors", "out_of_fold.csv", "history.csv", "metrics.json"]
 
 
-def start(project: Project, *command: str, threads: int = 1) -> "subprocess.Popen[str]":
+def start(
+    project: Project, *command: str, threads: int = 1, shell: str = "/bin/sh"
+) -> "subprocess.Popen[str]":
     """Start a command in a process group of its own."""
     return subprocess.Popen(
-        command, cwd=project.folder, env={**ENVIRONMENT, "OMP_NUM_THREADS": str(threads)},
+        command, cwd=project.folder,
+        env={**ENVIRONMENT, "OMP_NUM_THREADS": str(threads), "SHELL": shell},
         preexec_fn=heed_interrupts, text=True, start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
@@ -32,6 +42,27 @@ def train(out: str) -> list[str]:
     """The command line of a stage `train` that writes to another folder."""
     inputs = ["data/crop", "data/folds/folds.csv", "data/weights/initial.safetensors"]
     return [sys.executable, "-m", "stages.train", "0", *inputs, out]
+
+
+@contextmanager
+def started(
+    project: Project, stage: str, *command: str, shell: str = "/bin/sh"
+) -> Iterator[tuple["subprocess.Popen[str]", psutil.Process]]:
+    """Start a command that runs a stage; give both processes once the stage is at work."""
+    holder = project.folder / LOCKS / f"{outputs(stage)[0]}.lock.pid"
+    holder.unlink(missing_ok=True)
+    with start(project, *command, shell=shell) as process:
+        for _ in range(3000):
+            if holder.exists() and holder.read_text():
+                break
+            assert process.poll() is None, process.stdout and process.stdout.read()
+            time.sleep(0.01)
+        yield process, psutil.Process(int(holder.read_text()))
+
+
+def processes_of(stage: psutil.Process) -> list[str]:
+    """The process ids of a stage and its workers."""
+    return [str(each.pid) for each in (stage, *stage.children(recursive=True))]
 
 
 @pytest.fixture(scope="module")
@@ -115,3 +146,122 @@ def test_ctrl_c_ends_the_workers_of_a_stage_with_it(project: Project) -> None:
     assert output.strip().startswith("stopped: finished stages")
     assert "Traceback" not in output
     assert all(map(ends_soon, workers))
+
+
+@pytest.mark.parametrize("stage", STAGES[::-1])  # DVC deletes what the later ones need
+def test_a_stage_ends_when_dvc_is_killed(project: Project, stage: str) -> None:
+    """`kill -9` of DVC alone, or of the terminal's session."""
+    address = "train@0" if stage == "train" else stage
+    with started(project, stage, "dvc", "repro", "-fs", address) as (dvc, process):
+        left = processes_of(process)
+        dvc.kill()
+    assert all(map(ends_soon, left))
+    if stage == STAGES[0]:
+        project.restore()
+
+
+def test_a_stage_ends_when_dvc_is_killed_behind_a_shell(project: Project, tmp_path: Path) -> None:
+    """Some shells (fish, for one) stay between DVC and the stage."""
+    shell = tmp_path / "shell"
+    shell.write_text('#!/bin/sh\n/bin/sh "$@"\nexit $?\n')
+    shell.chmod(0o755)
+    with started(project, "crop", "dvc", "repro", "-fs", "crop", shell=str(shell)) as (
+        dvc,
+        process,
+    ):
+        left = processes_of(process)
+        assert process.ppid() != dvc.pid
+        dvc.kill()
+    assert all(map(ends_soon, left))
+    project.restore()
+
+
+def test_a_stage_started_by_hand_outlives_what_started_it(project: Project) -> None:
+    """As with `nohup`, or from a script that does not wait."""
+    words = " ".join([sys.executable, "-m", "stages.sample", "data/other"])
+    with start(project, "/bin/sh", "-c", f"{words} & exit") as shell:
+        output, _ = shell.communicate()
+    assert "sample: 273 photos" in output
+    shutil.rmtree(project.folder / "data/other")
+
+
+def test_a_run_after_killing_dvc_alone_keeps_its_own_results(project: Project) -> None:
+    project.set(crop={"margin": 1.5})
+    with started(project, "crop", "dvc", "repro", "crop") as (dvc, process):
+        left = processes_of(process)
+        dvc.kill()
+    project.set(crop={"margin": 1.7, "detector": "none"})
+    project.run("dvc", "repro", "crop")
+    assert all(map(ends_soon, left))
+    assert "crop" not in project.outdated()
+    assert (
+        json.loads((project.folder / "data/crop/metrics.json").read_text())["train"][
+            "detection_rate"
+        ]
+        == 0
+    )
+    project.restore()
+
+
+def test_a_stage_started_by_hand_beside_dvc_leaves_it_alone(project: Project) -> None:
+    command = [sys.executable, "-m", "stages.crop", *arguments("crop", project.folder)]
+    with started(project, "crop", "dvc", "repro", "-fs", "crop") as (dvc, process):
+        output = project.run(*command, code=1)
+        assert dvc.wait() == 0
+    assert output == (
+        f"error: data/crop: stage crop of an earlier run is still running (pid {process.pid}): "
+        "wait, or end it\n"
+    )
+    assert "crop" not in project.outdated()
+    project.restore()
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_ctrl_c_ends_every_stage_and_its_workers_with_a_line(project: Project, stage: str) -> None:
+    command = [sys.executable, "-m", f"stages.{stage}", *arguments(stage, project.folder)]
+    with started(project, stage, *command) as (process, at_work):
+        left = processes_of(at_work)
+        os.killpg(process.pid, signal.SIGINT)
+        sent = time.monotonic()
+        output, _ = process.communicate(timeout=10)
+    assert time.monotonic() - sent < 2
+    assert process.returncode == 130
+    assert "stopped: finished stages, folds and epochs are kept" in output
+    assert "Traceback" not in output
+    assert all(map(ends_soon, left))
+
+
+def test_ctrl_c_while_a_stage_imports_torch_is_a_line(project: Project) -> None:
+    with start(project, *train("data/other")) as process:
+        while "torch" not in "".join(
+            mapped.path for mapped in psutil.Process(process.pid).memory_maps()
+        ):
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGINT)
+        output, _ = process.communicate(timeout=10)
+    assert output.startswith("\nstopped: finished stages")
+    assert "Traceback" not in output
+
+
+@pytest.mark.parametrize("stage", ["train@0", "predict", "aggregate"])
+def test_a_full_disk_leaves_earlier_results_whole_and_they_come_back(
+    project: Project, tmp_path: Path, stage: str
+) -> None:
+    """A limit on the size of the stage's files stands for the disk."""
+    shell = tmp_path / "shell"
+    shell.write_text('#!/bin/sh\nulimit -f 1\nexec /bin/sh "$@"\n')
+    shell.chmod(0o755)
+    folder = project.folder
+    paths = [folder / "metrics.json", folder / "data/submission.csv"]
+    paths += [*(folder / "data/aggregate").iterdir(), *(folder / "data/train/fold0").iterdir()]
+    before = {path: path.read_bytes() for path in paths}
+    with start(project, "dvc", "repro", "-fs", stage, shell=str(shell)) as process:
+        output, _ = process.communicate()
+    assert process.returncode != 0
+    assert "the file would be larger than this system allows, then run again" in output
+    assert "Traceback" not in output
+    assert (folder / "metrics.json").read_bytes() == before[folder / "metrics.json"]
+    left = {path: path.read_bytes() for path in paths if path.exists()}
+    assert left.items() <= before.items()  # DVC deletes outputs before it runs their stage
+    project.run("dvc", "repro")
+    assert {path: path.read_bytes() for path in paths} == before

@@ -114,6 +114,60 @@ def test_contradicting_parameters_are_one_line(
     assert read_error() == expected
 
 
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        ("!!int x", "not a valid value (invalid literal for int() with base 10: 'x')"),
+        ("!!float z", "not a valid value (could not convert string to float: 'z')"),
+        ("!!bool maybe", "not a valid value ('maybe')"),
+        ("!!int ''", "not a valid value (string index out of range)"),
+        ("2020-13-45", "not a valid value (month must be in 1..12)"),
+        ("9" * 5000, "not a valid value (Exceeds the limit (4300 digits)"),
+        ("!person x", "could not determine a constructor for the tag '!person'"),
+    ],
+)
+def test_a_tag_or_scalar_that_is_no_value_is_named_with_line_and_key(
+    change: Change, value: str, problem: str
+) -> None:
+    replace("^    lr_decay: 1.0", f"    lr_decay: {value}")
+    lines = Path("params.yaml").read_text().splitlines()
+    line = next(number for number, text in enumerate(lines, 1) if "lr_decay" in text)
+    assert read_error().startswith(
+        f"params.yaml is not valid YAML: line {line}, train.optimizer.lr_decay: {problem}"
+    )
+    assert len(read_error().splitlines()) == 1
+
+
+@pytest.mark.parametrize("value", ["[" * 600 + "]" * 600, "[" * 600, "{a: " * 600])
+def test_brackets_nested_too_deeply_are_named_with_their_line(change: Change, value: str) -> None:
+    replace("^  epochs: 8", f"  epochs: {value}")
+    lines = Path("params.yaml").read_text().splitlines()
+    line = next(number for number, text in enumerate(lines, 1) if value in text)
+    assert read_error() == f"params.yaml: line {line} is nested too deeply"
+
+
+def test_values_that_cannot_be_shown_in_full_are_shortened(change: Change) -> None:
+    levels = ["a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1]"]
+    levels += [
+        f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * 9)}]" for level in range(1, 12)
+    ]
+    replace("^  epochs: 8", "  epochs: 0x" + "f" * 6000)
+    replace("^data: ", "\n".join(levels) + "\ndata: ")
+    replace("^  seed: 0   .*drawings.*", "  seed: *a11")
+    *unknown, seed, epochs = sorted(read_error().splitlines())
+    assert len(unknown) == 12
+    assert all(len(line) < 250 for line in (*unknown, seed, epochs))
+    assert epochs == (
+        "params.yaml: train.epochs: input should be less than 2147483648 "
+        "(is a number of thousands of digits)"
+    )
+
+
+def test_a_key_with_a_line_end_is_one_line(change: Change) -> None:
+    replace("^review:", '"a\\\\nb": 1\nreview:')
+    assert read_error().startswith("params.yaml: 'a\\nb' is unknown; the keys there are data, ")
+
+
 def test_every_problem_has_its_own_line(change: Change) -> None:
     change("train.epochs", 0)
     change("crop.side", 1)

@@ -25,12 +25,20 @@ def save(text: str, message: str) -> None:
     git("commit", "-qm", message)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def repository(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The annotated tag `v1`, a commit after it, a changed workspace, and an empty branch."""
+@pytest.fixture(scope="module", autouse=True, params=["", "work/a face"])
+def repository(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[None]:
+    """The annotated tag `v1`, a commit after it, a changed workspace, and an empty branch.
+
+    As a repository of its own, and in a folder of a larger one.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("repository"))
-        start_repository()
+        start_repository(request.param)
+        if request.param:
+            Path("other.txt").write_text("not of this project")
+            patch.chdir(request.param)
         git("commit", "-q", "--allow-empty", "-m", "empty")
         git("branch", "empty")
         save("one", "first")

@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 
-from face_attributes.errors import UserError
 from face_attributes.files import write_whole
+from face_attributes.processes import one_at_a_time
 
 
 class Checkpoint:
@@ -31,21 +30,13 @@ class Checkpoint:
     def locked(self) -> Iterator[None]:
         """Keep other processes from using this checkpoint.
 
-        Killing only DVC, not its process group, leaves the training process running.
+        Trainings by hand may write to different folders and still share it.
 
         Raises:
-            UserError: if another process is using it.
+            StillRunningError: if another process is using it.
         """
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        lock = self.path.with_suffix(".lock")
-        try:
-            with FileLock(lock, timeout=0):
-                yield
-        except Timeout:
-            raise UserError(
-                f"another process is training this fold (it holds {lock}): wait for it to end, or "
-                "end it"
-            ) from None
+        with one_at_a_time(self.path.with_suffix(".lock"), "another training of this fold"):
+            yield
 
     def save(self, content: dict[str, Any]) -> None:
         """Write tensors, numbers and strings, whole or not at all, while training continues.

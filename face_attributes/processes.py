@@ -1,0 +1,170 @@
+"""The processes of a stage: one at a time for each output, workers on all cores, and their end."""
+
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import TypeVar
+
+import psutil
+from filelock import FileLock, Timeout
+
+from face_attributes.errors import StillRunningError, UserError
+
+Result = TypeVar("Result")
+
+PR_SET_PDEATHSIG = 1
+"""Of prctl(2): the signal that Linux sends to a process whose parent has ended."""
+SECONDS_BETWEEN_LOOKS = 0.5
+
+
+@contextlib.contextmanager
+def process_pool(
+    workers: int | None = None, initializer: Callable[[], None] | None = None, remedy: str = ""
+) -> Iterator[ProcessPoolExecutor]:
+    """Open a pool of processes that end with this one.
+
+    Args:
+        workers: number of processes. None: one per core.
+        initializer: called once in each worker.
+        remedy: what else to do if memory runs out, such as "lower clean.max_pixels".
+
+    Raises:
+        UserError: if the system killed a worker.
+    """
+    try:
+        with ProcessPoolExecutor(
+            workers, initializer=_start_worker, initargs=(initializer,)
+        ) as pool:
+            yield pool
+    except BrokenProcessPool:
+        raise UserError(
+            "the system killed a worker process, probably because memory ran out: end other "
+            f"programs{remedy and ', or '}{remedy}, then run again"
+        ) from None
+
+
+def map_on_all_cores(
+    function: Callable[..., Result],
+    *arguments: Iterable[object],
+    chunksize: int = 1,
+    initializer: Callable[[], None] | None = None,
+    remedy: str = "",
+) -> Iterator[Result]:
+    """Like `map`, in one process per core; the results are in order.
+
+    Args:
+        chunksize: number of calls that a worker takes at a time.
+        initializer, remedy: as for `process_pool`.
+
+    Raises:
+        UserError: if the system killed a worker.
+    """
+    with process_pool(None, initializer, remedy) as pool:
+        yield from pool.map(function, *arguments, chunksize=chunksize)
+
+
+def _start_worker(initializer: Callable[[], None] | None) -> None:
+    end_with_parent()
+    if initializer is not None:
+        initializer()
+
+
+@contextlib.contextmanager
+def one_at_a_time(lock: Path, description: str) -> Iterator[None]:
+    """Keep other processes out of this block, by a lock on a file that stays.
+
+    Args:
+        description: what the block does, for messages.
+
+    Raises:
+        StillRunningError: if another process is in this block, with its process id.
+    """
+    holder = lock.with_name(lock.name + ".pid")  # on Windows, a locked file cannot be read
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    held = FileLock(lock, timeout=0)
+    try:
+        held.acquire()
+    except Timeout:
+        pid = holder.read_text() if holder.exists() else "unknown"
+        raise StillRunningError(
+            f"{description} is still running (pid {pid}): wait, or end it"
+        ) from None
+    try:
+        holder.write_text(str(os.getpid()))
+        yield
+    finally:
+        held.release()
+
+
+def end_with_parent() -> None:
+    """End this process, and its workers, when the process that started it is gone.
+
+    However that one ended: nothing can catch `kill -9`. For a stage that DVC started through a
+    shell, it is DVC that counts.
+    """
+    starters = _starters()
+    if sys.platform == "linux":  # at once, even within a long step
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+    def watch() -> None:
+        while _starters() == starters:
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+        _end("\nstopped: the process that started this one is gone", signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _starters() -> list[psutil.Process]:
+    """The parent and, if that is a shell in which DVC runs a stage, its parents up to DVC."""
+    starters = list[psutil.Process]()
+    process = psutil.Process().parent()
+    with contextlib.suppress(psutil.Error):
+        while process is not None:
+            starters.append(process)
+            process = process.parent() if "DVC_STAGE" in process.environ() else None
+    return starters
+
+
+def end_on_interrupt() -> None:
+    """End this process and its workers on Ctrl-C, even within a long step, and say what follows.
+
+    Files are written whole or not at all, so that nothing is left half-written.
+    """
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        return
+    # A socket, because any library's thread may receive the signal while the main thread is busy.
+    receiver, sender = socket.socketpair()
+    sender.setblocking(False)
+    signal.set_wakeup_fd(sender.detach())
+    signal.signal(signal.SIGINT, lambda *_: None)
+
+    def wait_and_end() -> None:
+        while signal.SIGINT not in receiver.recv(1):
+            pass
+        _end(
+            "\nstopped: finished stages, folds and epochs are kept; `dvc repro` continues there",
+            signal.SIGINT,
+        )
+
+    threading.Thread(target=wait_and_end, daemon=True).start()
+
+
+def _end(message: str, cause: signal.Signals) -> None:
+    """End this process and its workers, with a line and the exit code of a signal."""
+    workers = [child.pid for child in psutil.Process().children(recursive=True)]
+    with contextlib.suppress(OSError):  # whoever read the output may be gone, too
+        print(message, flush=True)
+    # Last, so that the main thread does not get to report its dead workers.
+    for pid in workers:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    os._exit(128 + cause)
