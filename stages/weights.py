@@ -3,7 +3,7 @@
     python -m stages.weights data/pretrained data/weights
 
 Reads a file of pretrained weights if `weights.source` names one. Writes `initial.safetensors`
-(float32, torchvision's names, with the head that `train.heads` chooses) and `metrics.json` (model,
+(float32, the library's names, with the head that `train.heads` chooses) and `metrics.json` (model,
 source, sha256, numbers).
 """
 
@@ -19,13 +19,15 @@ import torchvision
 from face_attributes.command import stage_command, warn_if_outside
 from face_attributes.errors import UserError
 from face_attributes.files import sha256, write_json
-from face_attributes.networks.build import State, build, fit_state
+from face_attributes.networks import timm_networks
+from face_attributes.networks.build import State, build, check_side
+from face_attributes.networks.matching import fit_state
 from face_attributes.networks.weight_files import read_weights, write_weights
 from face_attributes.params import Heads, WeightParams, read_params
 
 
-def imagenet(model: str) -> State:
-    """Load torchvision's ImageNet weights, downloaded once to TORCH_HOME.
+def download(model: str) -> State:
+    """Load torchvision's pretrained weights, downloaded once to TORCH_HOME.
 
     Raises:
         UserError: if they are damaged, or neither cached nor downloadable.
@@ -52,14 +54,27 @@ def initial_state(params: WeightParams, heads: Heads, side: int) -> tuple[State,
 
     Args:
         side: side of the crops in pixels.
+
+    Raises:
+        UserError: if the network cannot be built for that side, or the weights do not fit it.
     """
+    check_side(params.model, side, heads)
     network = build(params.model, side, heads, params.seed)
+    of_timm = params.model.startswith(timm_networks.PREFIX)
     match params.source:
         case "none":
             return network.state_dict(), ""
-        case "imagenet":
+        case "imagenet" if of_timm:
+            raise UserError(
+                f"weights.source: imagenet names torchvision's weights: for {params.model} write "
+                "pretrained"
+            )
+        case "pretrained" if of_timm:
+            path = timm_networks.download(params.model)
+            return fit_state(network, read_weights(path), f"timm's {params.model}"), sha256(path)
+        case "imagenet" | "pretrained":
             weights = torchvision.models.get_model_weights(params.model).DEFAULT
-            state = fit_state(network, imagenet(params.model), f"torchvision's {params.model}")
+            state = fit_state(network, download(params.model), f"torchvision's {params.model}")
             return state, sha256(Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name)
         case _:
             path = Path(params.source)
@@ -71,7 +86,7 @@ def main(folder: Path, out: Path) -> None:
     """Write the initial weights to OUT; FOLDER is the folder for pretrained weights."""
     params = read_params()
     source = params.weights.source
-    if source not in ("none", "imagenet"):
+    if source not in ("none", "imagenet", "pretrained"):
         warn_if_outside(Path(source), folder, "weights.source")
     state, digest = initial_state(params.weights, params.train.heads, params.crop.side)
     write_weights(out / "initial.safetensors", state)
