@@ -30,8 +30,9 @@ from ruamel.yaml import YAML
 from face_attributes.command import user_command
 from face_attributes.errors import UserError
 from face_attributes.files import write_table, write_whole
-from face_attributes.networks.build import build, fit_state
+from face_attributes.networks.build import build
 from face_attributes.networks.freezing import freeze
+from face_attributes.networks.matching import fit_state
 from face_attributes.networks.weight_files import read_weights
 from face_attributes.params import Params, check_params, read_params, read_yaml
 from face_attributes.photos import label_edits

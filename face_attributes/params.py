@@ -25,22 +25,12 @@ from ruamel.yaml.nodes import MappingNode, Node, ScalarNode
 
 from face_attributes.errors import UserError
 
-Model = Literal[
-    "resnet18",
-    "resnet34",
-    "resnet50",
-    "wide_resnet50_2",
-    "mobilenet_v2",
-    "mobilenet_v3_large",
-    "efficientnet_b0",
-    "convnext_tiny",
-    "vit_b_16",
-]
 Detector = Literal["yuface", "haar", "yunet", "none"]
 Device = Literal["auto", "cuda", "cpu"]
 Precision = Literal["auto", "fp32", "bf16"]
 Heads = Literal["joint", "split", "ages"]
 
+Model = Annotated[str, Field(min_length=1)]  # checked by networks.build, which knows all names
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Count = Annotated[int, Field(ge=1, lt=2**31)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]

@@ -3,7 +3,7 @@
     python -m stages.weights data/pretrained data/weights
 
 Reads a file of pretrained weights if `weights.source` names one; pretrains on drawn faces if it is
-`drawn`. Writes `initial.safetensors` (float32, torchvision's names, with the head that
+`drawn`. Writes `initial.safetensors` (float32, the library's names, with the head that
 `train.heads` chooses) and `metrics.json` (model, source, sha256, numbers).
 """
 
@@ -31,8 +31,10 @@ from face_attributes.faces.drawing import (
     visible_attributes,
 )
 from face_attributes.files import sha256, write_json
-from face_attributes.networks.build import State, build, fit_state
+from face_attributes.networks import timm_networks
+from face_attributes.networks.build import State, build, check_side
 from face_attributes.networks.device import prepare_hardware
+from face_attributes.networks.matching import fit_state
 from face_attributes.networks.weight_files import read_weights, write_weights
 from face_attributes.params import CropParams, Params, read_params
 from face_attributes.photos.labels import GENDERS, MASKS
@@ -48,8 +50,8 @@ STREAM = 20_000
 """Sets the random numbers of these people apart from those of the sample (stages/sample.py)."""
 
 
-def imagenet(model: str) -> State:
-    """Load torchvision's ImageNet weights, downloaded once to TORCH_HOME.
+def download(model: str) -> State:
+    """Load torchvision's pretrained weights, downloaded once to TORCH_HOME.
 
     Raises:
         UserError: if they are damaged, or neither cached nor downloadable.
@@ -93,9 +95,15 @@ def draw_faces(count: int, seed: int, crop: CropParams) -> tuple[Tensor, Tensor]
 
 
 def initial_state(params: Params) -> tuple[State, str]:
-    """Make the initial weights (float32), and the SHA-256 of the file they come from, or ""."""
-    weights = params.weights
-    network = build(weights.model, params.crop.side, params.train.heads, weights.seed)
+    """Make the initial weights (float32), and the SHA-256 of the file they come from, or "".
+
+    Raises:
+        UserError: if the network cannot be built for the crops, or the weights do not fit it.
+    """
+    weights, side, heads = params.weights, params.crop.side, params.train.heads
+    check_side(weights.model, side, heads)
+    network = build(weights.model, side, heads, weights.seed)
+    of_timm = weights.model.startswith(timm_networks.PREFIX)
     match weights.source:
         case "none":
             return network.state_dict(), ""
@@ -108,9 +116,17 @@ def initial_state(params: Params) -> tuple[State, str]:
                 f"attributes were right in {accuracy:.1%} in the last epoch"
             )
             return network.state_dict(), ""
-        case "imagenet":
+        case "imagenet" if of_timm:
+            raise UserError(
+                f"weights.source: imagenet names torchvision's weights: for {weights.model} write "
+                "pretrained"
+            )
+        case "pretrained" if of_timm:
+            path = timm_networks.download(weights.model)
+            return fit_state(network, read_weights(path), f"timm's {weights.model}"), sha256(path)
+        case "imagenet" | "pretrained":
             default = torchvision.models.get_model_weights(weights.model).DEFAULT
-            state = fit_state(network, imagenet(weights.model), f"torchvision's {weights.model}")
+            state = fit_state(network, download(weights.model), f"torchvision's {weights.model}")
             return state, sha256(Path(torch.hub.get_dir()) / "checkpoints" / Path(default.url).name)
         case _:
             path = Path(weights.source)
@@ -122,7 +138,7 @@ def main(folder: Path, out: Path) -> None:
     """Write the initial weights to OUT; FOLDER is the folder for pretrained weights."""
     params = read_params()
     source = params.weights.source
-    if source not in ("none", "drawn", "imagenet"):
+    if source not in ("none", "drawn", "imagenet", "pretrained"):
         warn_if_outside(Path(source), folder, "weights.source")
     state, digest = initial_state(params)
     write_weights(out / "initial.safetensors", state)

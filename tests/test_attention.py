@@ -12,7 +12,23 @@ from face_attributes.params import Model
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("model", ["resnet18", "mobilenet_v3_large", "convnext_tiny", "vit_b_16"])
+@pytest.mark.parametrize(
+    "model",
+    [
+        "resnet18",
+        "mobilenet_v3_large",
+        "convnext_tiny",
+        "vit_b_16",
+        "swin_t",
+        "squeezenet1_1",
+        "timm/resnet18",
+        "timm/efficientnet_b0",
+        "timm/convnext_nano",
+        "timm/vit_small_patch16_224",
+        "timm/mobilenetv3_large_100",
+        "timm/xcit_nano_12_p16_224",  # its last tokens are no grid
+    ],
+)
 def test_a_map_is_as_large_as_the_photo_with_values_from_0_to_1(model: Model) -> None:
     network, images = build(model, 64, "joint", seed=0), torch.randn(4, 3, 64, 64)
     head = network.get_submodule(head_name(network))

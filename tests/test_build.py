@@ -5,7 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from face_attributes.errors import UserError
-from face_attributes.networks.build import AgesHead, SplitHead, State, build, fit_state
+from face_attributes.networks.build import AgesHead, SplitHead, State, build, check_side
+from face_attributes.networks.matching import fit_state
 from face_attributes.photos.labels import NUM_CLASSES
 
 SIDE = 32
@@ -91,9 +92,15 @@ def test_tensors_that_do_not_fit_are_named(network: nn.Module) -> None:
     lacking = {key: tensor for key, tensor in state.items() if key != name}
     broken = {**state, name: torch.full_like(state[name], torch.nan)}
     for weights, problem in (
-        (lacking, r"file does not fit the model: it lacks features\.0\.0\.weight;"),
-        ({**state, "layer5.weight": torch.ones(1)}, r"has unknown tensors layer5\.weight;"),
-        ({**state, name: torch.ones(1)}, r"has different shapes of features\.0\.0\.weight;"),
+        (lacking, r"file does not fit the model: it lacks features\.0\.0\.weight \(it has clas"),
+        (
+            {**state, "layer5.weight": torch.ones(1)},
+            r"has unknown tensors layer5\.weight \(wanted: classifier",
+        ),
+        (
+            {**state, name: torch.ones(1)},
+            r"has different shapes of features\.0\.0\.weight \(1, not 16 x 3 x 3 x 3\);",
+        ),
         (broken, r"is damaged: features\.0\.0\.weight contain numbers that are not finite;"),
         ({}, r"lacks .* and \d+ more"),
     ):
@@ -102,10 +109,37 @@ def test_tensors_that_do_not_fit_are_named(network: nn.Module) -> None:
 
 
 def test_crops_have_a_side_that_the_network_can_take() -> None:
-    with pytest.raises(UserError, match="crop.side: vit_b_16 needs a multiple of 16, not 100"):
-        build("vit_b_16", 100)
-    with pytest.raises(UserError, match="crop.side: convnext_tiny needs at least 32, not 16"):
-        build("convnext_tiny", 16)
+    for model, side, advice in (
+        ("vit_b_16", 100, "write 96 or 112"),
+        ("convnext_tiny", 16, "write 32"),
+        ("maxvit_t", 200, "write 224"),
+    ):
+        with pytest.raises(UserError) as caught:
+            check_side(model, side, "split")
+        assert str(caught.value) == (
+            f"crop.side: {model} cannot be trained on crops of {side} pixels: {advice}"
+        )
+        check_side(model, int(advice.split()[-1]), "split")
+
+
+@pytest.mark.parametrize(
+    ("model", "problem"),
+    [
+        ("resnet19", "resnet19 is no network of torchvision: did you mean resnet18, "),
+        ("fasterrcnn_resnet50_fpn", "fasterrcnn_resnet50_fpn is not a classification network"),
+        ("quantized_resnet18", "is not a classification network: did you mean resnet18"),
+        ("timm/resnet19", "timm has no network 'resnet19': did you mean timm/resnet"),
+        ("timm/resnet18.a9", "timm has no weights 'a9' of resnet18: write timm/resnet18 or one of"),
+        ("timm/dla34", "timm/dla34 does not end in one linear layer (its classifier is a Conv2d)"),
+        ("timm/", "timm has no network ''"),
+    ],
+)
+def test_unknown_networks_are_named_with_similar_ones(model: str, problem: str) -> None:
+    with pytest.raises(UserError) as caught:
+        build(model, SIDE)
+    assert str(caught.value).startswith("weights.model: ")
+    assert problem in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
 
 
 def test_position_embedding_of_a_vision_transformer_is_interpolated() -> None:

@@ -3,7 +3,7 @@
 import torch
 
 from face_attributes.networks.device import Hardware
-from face_attributes.training.fingerprint import CODE, LIBRARY, fingerprint
+from face_attributes.training.fingerprint import CODE, LIBRARY, fingerprint, library_versions
 from tests.small import CPU
 
 STATE = {"weight": torch.arange(4.0)}
@@ -28,3 +28,9 @@ def test_code_of_networks_and_training_is_included() -> None:
     for name in ("networks/build.py", "training/loop.py", "photos/labels.py"):
         assert LIBRARY / name in CODE
     assert all(path.is_file() for path in CODE)
+
+
+def test_versions_of_torchvision_and_timm_are_included() -> None:
+    """Their code computes features as well, and a network's definition may change in it."""
+    names = {version.split()[0] for version in library_versions()}
+    assert {"torch", "torchvision", "timm"} <= names

@@ -160,7 +160,7 @@ def test_files_that_are_not_weights_are_one_line(run_weights: Run) -> None:
         ("a.safetensors", "is damaged, or neither"),
         ("b.pth", "is damaged, or neither"),
         ("c.pth", "is not a state dict"),
-        ("d.pth", "is damaged, or neither"),
+        ("d.pth", "holds torch.nn.modules.activation.ReLU, which may execute code: save the"),
         ("absent.pth", "there is no file"),
     ):
         lines = run_weights(f"data/pretrained/{name}", code=1).output.splitlines()
@@ -174,3 +174,15 @@ def test_files_that_are_not_weights_are_one_line(run_weights: Run) -> None:
 def test_file_elsewhere_is_a_warning(run_weights: Run, pretrained: State) -> None:
     safetensors.torch.save_file(pretrained, "elsewhere.safetensors")
     assert "warning: weights.source" in run_weights("elsewhere.safetensors").output
+
+
+def test_pretrained_weights_of_timm_without_internet_name_the_file_to_download(
+    run_weights: Run, change: Change, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", "hub")
+    change("weights.model", "timm/resnet18")
+    output = run_weights("pretrained", code=1).output
+    assert "pretrained cannot be downloaded" in output
+    assert "https://huggingface.co/timm/resnet18.a1_in1k/resolve/main/model.safetensors" in output
+    assert "imagenet names torchvision's weights" in run_weights("imagenet", code=1).output

@@ -1,21 +1,25 @@
-"""Build torchvision's networks with a head for the 18 classes."""
+"""Build networks of torchvision and timm with a head for the 18 classes."""
 
-from collections.abc import Mapping, Sequence
+import difflib
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torchvision
 from torch import Tensor, nn
-from torchvision.models.vision_transformer import VisionTransformer, interpolate_embeddings
+from torchvision.models import SqueezeNet
 
 from face_attributes.errors import UserError
+from face_attributes.networks import timm_networks
 from face_attributes.params import Heads
 from face_attributes.photos.labels import GENDERS, MASKS, NUM_AGE_GROUPS, NUM_CLASSES, NUM_YEARS
 
 State = dict[str, Tensor]
 
-PATCH = 16
-"""Side of the patches of vit_b_16, in pixels."""
-POSITIONS = "encoder.pos_embedding"
+SIDES = sorted({*range(16, 513, 16), *range(28, 513, 14)})
+"""Sides in pixels that `check_side` proposes: multiples of common patches."""
+SIDES_TRIED = 4
+"""Number of smaller sides that `check_side` tries."""
 
 
 class SplitHead(nn.Linear):
@@ -73,27 +77,24 @@ def build(
     seed: int = 0,
     age_edges: Sequence[int] = (30, 60),
 ) -> nn.Module:
-    """Build a torchvision network for the 18 classes, with random weights drawn from `seed`.
+    """Build a network for the 18 classes, with random weights drawn from `seed`.
 
     Args:
+        model: a classification network of torchvision, or timm/NAME.
         side: side of the crops in pixels; it sets the size of a vision transformer.
         heads: one head for 18 classes; separate mask, gender and age group; or age in years.
         age_edges: ages at which the second and the third age group begin, for `heads: ages`; the
             weights do not depend on them.
 
     Raises:
-        UserError: if the network cannot take crops of that side.
+        UserError: if there is no such network.
     """
-    options: dict[str, int] = {"num_classes": NUM_CLASSES}
-    if model.startswith("vit_"):
-        if side % PATCH:
-            raise UserError(f"crop.side: {model} needs a multiple of {PATCH}, not {side}")
-        options["image_size"] = side
-    if model.startswith("convnext_") and side < 32:
-        raise UserError(f"crop.side: {model} needs at least 32, not {side}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network: nn.Module = torchvision.models.get_model(model, weights=None, **options)
+        if model.startswith(timm_networks.PREFIX):
+            network: nn.Module = timm_networks.create(model, NUM_CLASSES, side)
+        else:
+            network = _create(model, side)
         if heads != "joint":
             head = head_name(network)
             joint = network.get_submodule(head)
@@ -104,59 +105,79 @@ def build(
     return network
 
 
-def head_name(network: nn.Module) -> str:
-    """Name of the last linear layer, which outputs the logits: `fc`, `classifier.1`, ..."""
-    names = [str(name) for name, module in network.named_modules() if isinstance(module, nn.Linear)]
-    return names[-1]
-
-
-def fit_state(network: nn.Module, state: Mapping[str, Tensor], source: str) -> State:
-    """Return the network's state with the tensors of `state` filled in, as float32.
-
-    A vision transformer's position embedding is interpolated to the network's size. A head with
-    another number of outputs is ignored; a file without a head is fine.
-
-    Args:
-        source: name of the file, for errors.
+def _create(model: str, side: int) -> nn.Module:
+    """Create a network of torchvision.
 
     Raises:
-        UserError: naming tensors that are missing or unknown, or that have another shape or
-            numbers that are not finite.
+        UserError: if torchvision has no such classification network.
     """
-    fitted = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    if isinstance(network, VisionTransformer) and POSITIONS in state:
-        resized = {POSITIONS: state[POSITIONS].float()}
-        state = {**state, **interpolate_embeddings(network.image_size, PATCH, resized)}
-    head = f"{head_name(network)}."
-    body = {name for name in fitted if not name.startswith(head)}
-    # A file may lack the whole classifier, which is more than the head in some networks. Old
-    # checkpoints lack BatchNorm's num_batches_tracked, which nothing here reads.
-    classifier = head.split(".")[0] + "."
-    needed = {n for n in body if not n.startswith(classifier) and "num_batches_tracked" not in n}
-    extra = {name for name in state if not name.startswith(head)} - body
-    reshaped = {name for name in body & state.keys() if fitted[name].shape != state[name].shape}
-    for problem, names in {
-        "lacks": needed - state.keys(),
-        "has unknown tensors": extra,
-        "has different shapes of": reshaped,
-    }.items():
-        if names:
-            raise UserError(
-                f"{source} does not fit the model: it {problem} {_shorten(names)}; set "
-                "weights.model to the network that the file belongs to"
-            )
-    for name in fitted:
-        if name in state and fitted[name].shape == state[name].shape:
-            fitted[name] = state[name].to(fitted[name].dtype).clone()
-    broken = {name for name, tensor in fitted.items() if not tensor.isfinite().all()}
-    if broken:
+    known = torchvision.models.list_models(module=torchvision.models)
+    if model not in known:
+        other = model in torchvision.models.list_models()
+        near = difflib.get_close_matches(model, known, n=3, cutoff=0.5)
         raise UserError(
-            f"{source} is damaged: {_shorten(broken)} contain numbers that are not finite; use "
-            "another file"
+            f"weights.model: {model} "
+            + ("is not a classification network" if other else "is no network of torchvision")
+            + (f": did you mean {', '.join(near)}?" if near else "")
+            + "; networks of timm are written timm/NAME"
         )
-    return fitted
+    options: dict[str, Any] = {"num_classes": NUM_CLASSES}
+    if model.startswith("vit_"):
+        options["image_size"] = side
+    elif model.startswith("maxvit_"):
+        options["input_size"] = (side, side)
+    elif model in ("googlenet", "inception_v3"):
+        # Their published weights expect the inputs that `transform_input` makes.
+        options |= {"aux_logits": False, "transform_input": True, "init_weights": True}
+    # A RegNet computes its sizes with tensors, which the meta device cannot.
+    constructor_device = "cpu" if model.startswith("regnet_") else torch.get_default_device()
+    with torch.device(constructor_device):
+        network: nn.Module = torchvision.models.get_model(model, weights=None, **options)
+    if isinstance(network, SqueezeNet):
+        # Its own classifier ends in a ReLU, and heads replace a linear layer.
+        pooling = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.5))
+        network.classifier = nn.Sequential(pooling, nn.Linear(512, NUM_CLASSES))
+    return network
 
 
-def _shorten(names: set[str], limit: int = 4) -> str:
-    first = ", ".join(sorted(names)[:limit])
-    return first if len(names) <= limit else f"{first} and {len(names) - limit} more"
+def check_side(model: str, side: int, heads: Heads) -> None:
+    """Check that a network can be trained on crops of `side` pixels.
+
+    Raises:
+        UserError: if it cannot, with the nearest sides that it takes; or if there is no such
+            network.
+    """
+    if _takes(model, side, heads):
+        return
+    smaller = [s for s in SIDES if s < side][: -1 - SIDES_TRIED : -1]
+    larger = [s for s in SIDES if s > side]
+    near = [
+        next((str(each) for each in sides if _takes(model, each, heads)), "")
+        for sides in (smaller, larger)
+    ]
+    advice = " or ".join(filter(None, near))
+    raise UserError(
+        f"crop.side: {model} cannot be trained on crops of {side} pixels: "
+        + (f"write {advice}" if advice else "choose another weights.model")
+    )
+
+
+def _takes(model: str, side: int, heads: Heads) -> bool:
+    """Whether a network maps crops of this side to logits; tried without computing any."""
+    try:
+        with torch.device("meta"):
+            network = build(model, side, heads).to("meta").train()
+            logits = network(torch.empty(2, 3, side, side))
+    except UserError:
+        raise
+    except Exception:  # networks say in many ways that a side does not fit
+        return False
+    return isinstance(logits, Tensor) and logits.ndim == 2 and logits.shape[1] >= NUM_CLASSES
+
+
+def head_name(network: nn.Module) -> str:
+    """Name of the last linear layer, which outputs the logits: `fc`, `classifier.1`, ..."""
+    if isinstance(network, timm_networks.TimmNetwork):
+        return network.head_name()
+    names = [str(name) for name, module in network.named_modules() if isinstance(module, nn.Linear)]
+    return names[-1]

@@ -1,5 +1,7 @@
 """Weight files, read as data and never executed as code."""
 
+import re
+import zipfile
 from pathlib import Path
 
 import safetensors.torch
@@ -13,35 +15,81 @@ from face_attributes.files import write_whole
 from face_attributes.networks.build import State
 from face_attributes.networks.recipe import Recipe
 
+WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "ema")
+"""Keys under which training scripts save a state dict; the first one found is read."""
+
+LARGEST_RATIO = 4
+"""A `.pth` file may open to this many times its size: torch does not compress what it saves."""
+
 
 def read_weights(path: Path) -> State:
     """Read tensors by name from safetensors, or from a PyTorch state dict (`.pth`, `.pt`).
 
-    Unwraps a state dict under the key `state_dict` or `model`, as training scripts save it, and
-    drops the prefix `module.` of DataParallel.
+    Unwraps a state dict under one of the keys WRAPPERS, also one in another.
 
     Raises:
-        UserError: if the file is missing, damaged, or contains anything but tensors.
+        UserError: if the file is missing, damaged, compressed, or contains anything but tensors.
     """
     if not path.is_file():
         raise UserError(f"weights.source: there is no file {path}: put it there or change the path")
+    _check_opened_size(path)
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise
-    except Exception:  # damaged pickles raise anything, and torch's message says to trust the file
+    except Exception as error:  # damaged pickles raise anything
+        # torch's own message says to trust the file.
+        refused = re.search(r"GLOBAL ([\w.]+)", str(error))
         raise UserError(
-            f"weights.source: {path} is damaged, or neither safetensors nor a state dict of "
+            f"weights.source: {path} holds {refused[1]}, which may execute code: save the state "
+            "dict alone, torch.save(network.state_dict(), FILE)"
+            if refused
+            else f"weights.source: {path} is damaged, or neither safetensors nor a state dict of "
             "tensors only"
         ) from None
-    for key in ("state_dict", "model"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
+    return _unwrap(content, path)
+
+
+def _check_opened_size(path: Path) -> None:
+    """Refuse a compressed file, whose content could be larger than the memory."""
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            opened = sum(entry.file_size for entry in archive.infolist())
+    except zipfile.BadZipFile:
+        return  # torch reads it, or says that it is damaged
+    if opened > LARGEST_RATIO * path.stat().st_size:
+        raise UserError(
+            f"weights.source: {path} is compressed and would open to {opened / 1e9:.1f} GB: save "
+            "it with torch.save, which does not compress"
+        )
+
+
+def _unwrap(content: object, path: Path) -> State:
+    """Return the state dict in what a file contains.
+
+    Raises:
+        UserError: if there is none; it names the keys found.
+    """
+    while isinstance(content, dict):
+        inside = [key for key in WRAPPERS if isinstance(content.get(key), dict)]
+        if not inside:
+            break
+        if len(inside) > 1:
+            print(f"weights.source: {path} contains {' and '.join(inside)}: {inside[0]} is read")
+        content = content[inside[0]]
+    if not isinstance(content, dict) or not content:
         raise UserError(f"weights.source: {path} is not a state dict: it must map names to tensors")
-    return {str(name).removeprefix("module."): tensor for name, tensor in content.items()}
+    others = [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
+    if others:
+        raise UserError(
+            f"weights.source: {path} is not a state dict: it must map names to tensors, and has "
+            f"{', '.join(others[:4])}; save the state dict alone, or under {' or '.join(WRAPPERS)}"
+        )
+    return {str(name): tensor for name, tensor in content.items()}
 
 
 def load_network(network: nn.Module, path: Path) -> None:

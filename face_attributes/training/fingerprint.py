@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
+from importlib import metadata
 from pathlib import Path
 
 import torch
@@ -25,7 +26,7 @@ def fingerprint(facts: object, state: Mapping[str, Tensor], hardware: Hardware) 
 
     The number of threads is included because it changes the order of sums, and so the rounding.
     """
-    machine = (hardware, torch.__version__, torch.get_num_threads())
+    machine = (hardware, library_versions(), torch.get_num_threads())
     digest = hashlib.sha256(repr((facts, machine)).encode())
     for name, tensor in state.items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -33,3 +34,12 @@ def fingerprint(facts: object, state: Mapping[str, Tensor], hardware: Hardware) 
     for path in CODE:
         digest.update(path.read_bytes())
     return digest.hexdigest()
+
+
+def library_versions() -> list[str]:
+    """Versions of the libraries whose code computes features; none of timm if it is missing."""
+    return [
+        f"{library.metadata['Name']} {library.version}"
+        for name in ("torch", "torchvision", "timm")
+        for library in metadata.distributions(name=name)
+    ]

@@ -128,12 +128,21 @@ def prepare_inputs(
     """Make the inputs of a network for its current freeze point, caching its prefix's features.
 
     Raises:
-        UserError: if the store has no room for the cached views.
+        UserError: if views are to be cached and the store has no room for them, or the network
+            cannot be split.
         OSError: if the store cannot be written.
     """
     if all(parameter.requires_grad for parameter in network.parameters()):
         return Inputs(photos, params, hardware, None, network)
-    prefix, rest = split(network)
+    halves = split(network)
+    if halves is None:
+        if params.cached_views:
+            raise UserError(
+                "train.cached_views: this network's frozen parts cannot be computed apart from the "
+                "rest: set it to 0"
+            )
+        return Inputs(photos, params, hardware, None, network)
+    prefix, rest = halves
     prefix.eval()
 
     def render_plain(pixels: Tensor, _: torch.Generator) -> list[Tensor]:

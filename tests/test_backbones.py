@@ -1,0 +1,51 @@
+"""Every classification network of torchvision: built, frozen, split, trained for a step.
+
+On the meta device, which computes shapes without numbers; `test_freezing` compares numbers.
+"""
+
+import pytest
+import torch
+import torchvision
+
+from face_attributes.networks.build import build, check_side
+from face_attributes.networks.freezing import (
+    freeze,
+    parameter_groups,
+    parts,
+    set_train_modes,
+    split,
+)
+from face_attributes.photos.labels import NUM_CLASSES
+
+pytestmark = pytest.mark.slow
+
+SIDES = {"inception_v3": 80, "maxvit_t": 224, "vit_h_14": 56}
+"""Sides of networks that do not take 64 pixels."""
+
+
+@pytest.mark.parametrize("model", torchvision.models.list_models(module=torchvision.models))
+def test_network_is_frozen_split_and_trained(model: str) -> None:
+    side = SIDES.get(model, 64)
+    with torch.device("meta"):
+        network = build(model, side, "split").to("meta")
+        images = torch.empty(2, 3, side, side)
+    every_part = list(parts(network))
+    assert len(every_part) >= 5
+    for point in (every_part[0], every_part[len(every_part) // 2], every_part[-1]):
+        freeze(network, point)
+        halves = split(network)
+        assert halves is not None
+    prefix, rest = halves
+    assert rest(prefix(images)).shape == (2, NUM_CLASSES)
+
+    freeze(network, every_part[0])
+    set_train_modes(network)
+    network(images).sum().backward()
+    torch.optim.SGD(parameter_groups(network, 0.1, 0.1, 1.0)).step()
+    trained = {name for name, p in network.named_parameters() if p.grad is not None}
+    assert trained == {name for name, p in network.named_parameters() if p.requires_grad}
+
+
+def test_sides_that_a_network_takes_are_checked_before_training() -> None:
+    check_side("maxvit_t", 224, "ages")
+    check_side("inception_v3", 80, "ages")
