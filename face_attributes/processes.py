@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import multiprocessing
 import os
 import signal
 import socket
@@ -74,6 +75,12 @@ def map_on_all_cores(
 
 def _start_worker(initializer: Callable[[], None] | None) -> None:
     end_with_parent()
+    # The parent may have ended before that, and then its end goes unnoticed.
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    forked = multiprocessing.get_start_method() == "fork"
+    if os.getppid() != parent.pid if forked else not parent.is_alive():
+        os._exit(128 + signal.SIGKILL)
     if initializer is not None:
         initializer()
 

@@ -105,7 +105,7 @@ def test_unusable_photos_are_rejected_and_counted(clean_raw: Clean, change: Chan
     Path("raw/eval/images/b.jpg").write_text("text")
     clean_raw()
     assert rejected() == [
-        ("train", PERSON, "\\udcc1\\udca4.txt", "not named like a photo of this person"),
+        ("train", PERSON, "\\xc1\\xa4.txt", "not named like a photo of this person"),
         ("train", PERSON, "mask1.jpg", "is empty"),
         ("train", PERSON, "mask2.jpg", "has 80 x 64 pixels, more than 3072"),
         ("evaluation", "", "b.jpg", "is not a JPEG or PNG"),

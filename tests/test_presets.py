@@ -1,6 +1,7 @@
-"""Presets: what their comments promise, and that their values fit a network."""
+"""Presets: what their comments promise, their values, and a run of each on a small set."""
 
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,10 @@ import pytest
 from commands.adopt import new_params
 from face_attributes.networks.build import build
 from face_attributes.networks.freezing import freeze
+from face_attributes.networks.weight_files import write_weights
 from face_attributes.params import read_yaml
 from tests.conftest import ROOT
+from tests.project import Project
 
 PRESETS = sorted((ROOT / "presets").iterdir())
 NAMES = [path.stem for path in PRESETS]
@@ -51,3 +54,26 @@ def test_the_best_preset_has_the_values_of_the_readme() -> None:
 def test_the_network_of_a_preset_has_the_part_that_it_freezes(preset: Path) -> None:
     _, params = new_params(preset, {})
     freeze(build(params.weights.model, params.crop.side, params.train.heads), params.train.freeze)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_a_preset_runs_to_the_end_on_photos_outside_the_project(
+    project: Project, tmp_path: Path, name: str
+) -> None:
+    """Without evaluation photos, with weights that fit, smaller and shorter for the test."""
+    photos = tmp_path / "photos"
+    shutil.copytree(project.folder / "data/sample/train", photos)
+    model = read_yaml(ROOT / f"presets/{name}.yaml")["weights"]["model"]  # type: ignore[index]
+    write_weights(tmp_path / "own.safetensors", build(model, 32).state_dict())
+    given = ["--weights", str(tmp_path / "own.safetensors"), "--preset", name, "--yes"]
+    project.python("commands.adopt", str(photos), *given)
+    project.set(crop={"side": 32}, train={"epochs": 1})
+    ran = project.repro()
+    assert {"clean", "train@0", "train@1", "aggregate", "report", "model_card"} <= ran
+    assert project.metrics()["evaluation"] == {}
+    assert (project.folder / "data/submission.csv").read_text() == "ImageID,ans\n"
+    assert project.repro() == set()
+    (next((photos / "images").glob("0*")) / "mask1.jpg").write_bytes(b"")
+    assert "clean" in project.outdated()
+    project.restore()
