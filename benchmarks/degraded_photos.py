@@ -19,7 +19,7 @@ import typer
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
+from torch import Tensor
 
 from face_attributes.command import user_command
 from face_attributes.errors import UserError
@@ -27,7 +27,7 @@ from face_attributes.inference.ensemble import mean_probabilities, read_networks
 from face_attributes.networks.device import prepare_hardware
 from face_attributes.params import read_params
 from face_attributes.photos.packed import read_packed
-from face_attributes.photos.tables import read_stage_table, read_text_table
+from face_attributes.photos.tables import HOLDOUT, read_stage_table, read_text_table
 from face_attributes.scoring.metrics import accuracy, attribute_counts, confusion, macro_f1
 from face_attributes.scoring.out_of_fold import fold_folders
 
@@ -90,7 +90,7 @@ def main(
     params = read_params()
     hardware = prepare_hardware(params.train.device, params.train.precision)
     folders = fold_folders(Path("data/train"), params.folds.index)
-    networks, recipe = read_networks([each / "network.safetensors" for each in folders], hardware)
+    networks, recipes = read_networks([each / "network.safetensors" for each in folders], hardware)
     if evaluation:
         answers = read_text_table(Path(params.data.answers), ["ImageID", "ans"])
         photos = read_stage_table(Path("data/crop/evaluation.csv"))["photo"]
@@ -100,14 +100,15 @@ def main(
             raise UserError(f"{params.data.answers} has no answer for any evaluation photo")
         labels = given.iloc[rows].astype(int).to_numpy()
         pixels = torch.from_numpy(read_packed(Path("data/crop/evaluation.npy"))[rows])
-        parts: list[tuple[list[nn.Module], np.ndarray]] = [(networks, np.arange(len(rows)))]
+        parts = [(networks, recipes, np.arange(len(rows)))]
     else:
         table = read_stage_table(Path("data/folds/folds.csv"))
-        labels, folds = table["label"].to_numpy(), table["fold"].to_numpy()
-        pixels = torch.from_numpy(np.array(read_packed(Path("data/crop/train.npy"))))
+        rows = np.flatnonzero(table["fold"] != HOLDOUT)
+        labels, folds = (table[column].to_numpy()[rows] for column in ("label", "fold"))
+        pixels = torch.from_numpy(read_packed(Path("data/crop/train.npy"))[rows])
         parts = [
-            ([network], np.flatnonzero(folds == fold))
-            for fold, network in zip(params.folds.index, networks, strict=True)
+            ([network], [recipe], np.flatnonzero(folds == fold))
+            for fold, network, recipe in zip(params.folds.index, networks, recipes, strict=True)
         ]
     shown = Table(
         "degradation", "mask accuracy", "accuracy", "macro F1", title=f"{len(labels)} photos"
@@ -115,9 +116,9 @@ def main(
     for name, degradation in DEGRADATIONS.items():
         degraded = degrade(pixels, degradation)
         predicted = np.zeros(len(labels), dtype=int)
-        for members, own in parts:
+        for members, their_recipes, own in parts:
             batch = params.predict.batch_size
-            each = mean_probabilities(members, degraded[own], recipe, hardware, batch)
+            each = mean_probabilities(members, degraded[own], their_recipes, hardware, batch)
             predicted[own] = each.argmax(axis=1)
         counts = confusion(labels, predicted)
         scores = accuracy(attribute_counts(counts, "mask")), accuracy(counts), macro_f1(counts)

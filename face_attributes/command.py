@@ -27,13 +27,14 @@ and times are not."""
 TIMES_VARIABLE = "STAGE_TIMES"
 """Environment variable that names another folder than TIMES."""
 
-CANNOT_WRITE = {
+FAULTS_OF_FILES = {
     errno.ENOSPC: "the disk is full: free some space",
     errno.EDQUOT: "the disk quota is used up: free some space",
     errno.EFBIG: "the file would be larger than this system allows",
     errno.EROFS: "the file system is read-only: make it writable",
     errno.EACCES: "permission denied: check the owner of the folder",
     errno.EISDIR: "a folder is in the way of the file: name another",
+    errno.ENAMETOOLONG: "the name is too long: shorten it",
     errno.EEXIST: "a file is in the way of a folder: move it",
     errno.ENOTDIR: "a file is in the way of a folder: move it",
     errno.EPERM: "permission denied: check the owner of the folder",
@@ -130,9 +131,9 @@ def errors_in_one_line(main: Callable[..., None]) -> Callable[..., None]:
         except Exception as error:
             if problem := lack_of_memory(error):
                 _stop(problem)
-            if not isinstance(error, OSError) or error.errno not in CANNOT_WRITE:
+            if not isinstance(error, OSError) or error.errno not in FAULTS_OF_FILES:
                 raise
-            _stop(f"{error.filename or 'output'}: {CANNOT_WRITE[error.errno]}, then run again")
+            _stop(f"{error.filename or 'output'}: {FAULTS_OF_FILES[error.errno]}, then run again")
 
     return command
 

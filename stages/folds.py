@@ -8,6 +8,7 @@ balance of the folds. With `folds.holdout`, a share of the people is in no fold:
 
 import math
 import sys
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -45,22 +46,23 @@ def group_people(people: pd.Series, duplicates: pd.DataFrame) -> pd.Series:
     return pd.Series(connected_components(links, directed=False)[1][indices], index=people.index)
 
 
-def draw_holdout(labels: Labels, groups: pd.Series, params: FoldParams) -> "pd.Series[bool]":
+def draw_holdout(
+    labels: Labels, people: pd.Series, groups: pd.Series, params: FoldParams
+) -> "pd.Series[bool]":
     """Draw the people who are in no fold: a mask of their photos (N).
 
     Draws the share `params.holdout` of the groups (a person, or people who share a photo) of each
-    gender and age group, also if the folds are by photo. Does not depend on the number of folds.
+    gender and age group, also if the folds are by photo. The order of the draw is a hash of each
+    group's first person: people who come or go later hardly change who else is drawn.
     """
-    kinds = pd.Series(labels % (NUM_CLASSES // len(MASKS))).groupby(groups.to_numpy()).first()
-    candidates = [
-        groups.isin(
-            kinds.groupby(kinds)
-            .sample(frac=params.holdout, random_state=params.seed + offset)
-            .index
-        )
-        for offset in range(CANDIDATES)
-    ]
-    return min(candidates, key=lambda holdout: holdout_deviation(labels, holdout))
+    table = pd.DataFrame({"person": people, "group": groups})
+    table["kind"] = labels % (NUM_CLASSES // len(MASKS))
+    first = table.groupby("group").agg(person=("person", "min"), kind=("kind", "first"))
+    order = [sha256(f"{params.seed} {person}".encode()).hexdigest() for person in first["person"]]
+    place = pd.Series(order, index=first.index).groupby(first["kind"]).rank()
+    count = first.groupby("kind")["kind"].transform("size")
+    drawn = first.index[place <= (params.holdout * count).round()]
+    return groups.isin(drawn)
 
 
 def holdout_deviation(labels: Labels, holdout: "pd.Series[bool]") -> float:
@@ -231,7 +233,7 @@ def main(photos: Path, duplicates: Path, out: Path) -> None:
     labels = clean_photos["given_label"].to_numpy()
     holdout = pd.Series(False, index=table.index)
     if params.folds.holdout:
-        holdout = draw_holdout(labels, groups, params.folds)
+        holdout = draw_holdout(labels, table["person"], groups, params.folds)
         check_holdout(table, holdout, params.folds, names)
     table["fold"] = HOLDOUT
     table.loc[~holdout, "fold"] = assign_folds(labels[~holdout], groups[~holdout], params.folds)

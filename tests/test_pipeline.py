@@ -90,14 +90,14 @@ def test_the_same_run_again_gives_the_same_bytes(project: Project) -> None:
         ("sample", {"seed": 5}, {"sample", "report"}),
         ("clean", {"max_rejected": 0.5}, {"clean", "report"}),
         ("labels", {"age_edges": [30, 58]}, READS_LABELS),
-        ("crop", {"margin": 1.2}, {"crop", "report", "model_card"} | TRAIN),
+        ("crop", {"margin": 1.2}, {"crop", "weights", "report", "model_card"} | TRAIN),
         ("crop", {"side": 48}, {"crop", "weights", "report", "model_card"} | TRAIN),
         ("duplicates", {"similarity": 0.99}, {"duplicates", "report"}),
         ("folds", {"seed": 3}, {"folds", "report"}),
         ("folds", {"holdout": 0.25}, {"folds", "report"}),
         ("weights", {"seed": 3}, {"weights", "report"}),
         ("train", {"freeze": "layer4"}, {"report", "model_card"} | TRAIN),
-        ("train", {"device": "cpu"}, {"predict", "report", "model_card"} | TRAIN),
+        ("train", {"device": "cpu"}, {"weights", "predict", "report", "model_card"} | TRAIN),
         ("predict", {"tau": 1.0}, {"predict", "report"}),
         ("aggregate", {"bootstrap": 200}, {"aggregate", "report", "model_card"}),
         ("suspects", {"min_score": 0.0}, {"suspects", "report"}),
@@ -151,7 +151,7 @@ def test_a_holdout_is_in_no_fold_and_scored_by_all_networks(project: Project) ->
     assert project.outdated() == set()
 
 
-FRAME = ["command", "errors", "files", "params", "progress", "revisions"]
+FRAME = ["command", "errors", "files", "params", "processes", "progress", "revisions"]
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ FRAME = ["command", "errors", "files", "params", "progress", "revisions"]
         ([f"face_attributes/{name}.py" for name in FRAME], set[str]()),
         (["face_attributes/networks/device.py"], {"weights", "predict", "report"} | TRAIN),
         (["face_attributes/training/loop.py"], TRAIN),
-        (["face_attributes/faces/cut.py"], {"crop"}),
+        (["face_attributes/faces/cut.py"], {"crop", "weights"}),
         (["face_attributes/scoring/groups.py"], {"predict", "aggregate", "report", "model_card"}),
         (["face_attributes/pages/report.html"], {"report"}),
         (["face_attributes/pages/review.html"], {"review"}),

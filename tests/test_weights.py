@@ -74,6 +74,13 @@ def test_drawn_faces_pretrain_everything_but_the_head(
     assert all(torch.equal(first[name], tensor) for name, tensor in read_initial().items())
 
 
+def test_faces_are_drawn_for_crops_of_any_side() -> None:
+    crop = read_params(PARAMS).crop
+    for side in range(16, 257):
+        pixels, _ = weights.draw_face(0, 0, crop.model_copy(update={"side": side}))
+        assert pixels.shape == (side, side, 3)
+
+
 def test_no_drawn_person_is_in_the_sample() -> None:
     """Their random numbers differ from those of the sample's people and of their photos."""
     seeds = [[0, number, weights.STREAM] for number in range(50)]

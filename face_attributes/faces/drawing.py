@@ -411,8 +411,8 @@ def _light(
     image: Image.Image, circumstances: Circumstances, rng: np.random.Generator, reduction: int
 ) -> Image.Image:
     """Add light from one side, shading of the round head, and camera noise."""
-    x = np.arange(0, WIDTH, reduction, dtype=np.float32)
-    y = np.arange(0, HEIGHT, reduction, dtype=np.float32)[:, None]
+    x = reduction * np.arange(image.width, dtype=np.float32)
+    y = reduction * np.arange(image.height, dtype=np.float32)[:, None]
     dx = (x - circumstances.centre[0]) / circumstances.scale
     dy = (y - circumstances.centre[1]) / circumstances.scale
     distance = np.sqrt(dx**2 + (dy / 1.35) ** 2)

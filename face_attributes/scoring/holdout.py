@@ -1,7 +1,7 @@
 """The holdout: people in no fold, whom the ensemble of all folds is scored on.
 
 Its scores are not biased by the choice of parameters and of epochs, as out-of-fold scores are, as
-long as nothing is chosen by them.
+long as nothing is chosen by them, and no label of the holdout is corrected on the networks' advice.
 """
 
 from face_attributes.scoring.metrics import SCORE_NAMES, SCORES, Counts, interval, resample_people
