@@ -23,7 +23,7 @@ from torch import Tensor
 
 from face_attributes.command import user_command
 from face_attributes.errors import UserError
-from face_attributes.inference.ensemble import mean_probabilities, read_networks
+from face_attributes.inference.ensemble import ensemble_probabilities, read_networks
 from face_attributes.networks.device import prepare_hardware
 from face_attributes.params import read_params
 from face_attributes.photos.packed import read_packed
@@ -118,7 +118,7 @@ def main(
         predicted = np.zeros(len(labels), dtype=int)
         for members, their_recipes, own in parts:
             batch = params.predict.batch_size
-            each = mean_probabilities(members, degraded[own], their_recipes, hardware, batch)
+            each = ensemble_probabilities(members, degraded[own], their_recipes, hardware, batch)
             predicted[own] = each.argmax(axis=1)
         counts = confusion(labels, predicted)
         scores = accuracy(attribute_counts(counts, "mask")), accuracy(counts), macro_f1(counts)

@@ -227,8 +227,8 @@ def print_ranking(runs: Sequence[Run], resamples: int) -> pd.DataFrame:
     )
     if any(run.holdout is not None for run in runs):
         console.print(
-            "Holdouts are not shown: who chooses by them spoils them. Compare the chosen run with "
-            "the first."
+            "The holdout is not shown here, since a choice would spoil it. To see it, compare the "
+            "chosen run with the first."
         )
     return ranking.table
 

@@ -4,15 +4,16 @@
     python -m commands.export exported --fold 0 --format onnx --int8
 
 Run this to use the networks elsewhere; it is not a stage of the pipeline. It writes to the output
-folder, for the mean of all folds' networks (or with `fold0` in place of `ensemble`):
+folder, for the ensemble of all folds' networks (or with `fold0` in place of `ensemble`):
 
 - `ensemble.pt2`: a program for `torch.export.load`
 - `ensemble.onnx`: for onnxruntime and others
 - `ensemble.int8.onnx`: smaller, and faster on most CPUs, with the measured loss in scores
 
 Each maps crops (uint8, any number x side x side x 3, RGB) to the probabilities of the 18 classes.
-Normalisation, mirror images, softmax, calibration and mean are included; finding and cropping the
-face is not. The metadata describe how that is done, name the classes, and identify the networks.
+Normalisation, mirror images, softmax, calibration and the ensemble's mean are included; finding and
+cropping the face is not. The metadata describe how that is done, name the classes, and identify the
+networks.
 """
 
 import platform
@@ -36,7 +37,7 @@ from face_attributes.files import sha256, write_whole
 from face_attributes.inference.ensemble import (
     Ensemble,
     Probabilities,
-    mean_probabilities,
+    ensemble_probabilities,
     read_networks,
 )
 from face_attributes.inference.portable import (
@@ -349,7 +350,7 @@ def main(
     ] = Path("data/train"),
     fold: Annotated[
         int | None,
-        typer.Option(help="Export one fold's network, not the mean of all", show_default=False),
+        typer.Option(help="Export one fold's network, not the ensemble of all", show_default=False),
     ] = None,
     format: Annotated[
         Literal["onnx", "torch", "both"], typer.Option(help="torch: for torch.export.load")
@@ -384,7 +385,7 @@ def main(
         )
     pixels = torch.from_numpy(sample)
     batch_size = params.predict.batch_size
-    original = mean_probabilities(source.networks, pixels, source.recipes, CPU, batch_size)
+    original = ensemble_probabilities(source.networks, pixels, source.recipes, CPU, batch_size)
     described = describe(source, ONNX_PACKAGES if format != "torch" else ())
     print(f"export: networks of {networks}: {', '.join(described['networks'])} ({recipe.model})")
     program = trace(Ensemble(source.networks, source.recipes), recipe.crop.side)

@@ -3,11 +3,10 @@
     python -m stages.aggregate data/train data/predict data/submission.csv \\
         data/sample/eval/answers.csv data/aggregate metrics.json
 
-Each training photo is scored by the one network that was not trained on its person, and each photo
-of the holdout by all networks together, of which none was. Writes
-metrics.json and, to the output folder, `out_of_fold.csv` (person, photo, fold, label, predicted, p0
-to p17, each fold calibrated on the others), `confusion.csv`, `f1_per_class.csv` and
-`learning_curves.csv`, which DVC plots.
+Each training photo is scored by the one network that was not trained on its person. The photos of
+the holdout are scored by all networks together. Writes metrics.json and, to the output folder,
+`out_of_fold.csv` (person, photo, fold, label, predicted, p0 to p17, each fold calibrated on the
+others), `confusion.csv`, `f1_per_class.csv` and `learning_curves.csv`, which DVC plots.
 """
 
 from collections.abc import Sequence

@@ -19,7 +19,7 @@ import torch
 
 from face_attributes.command import stage_command
 from face_attributes.files import write_table
-from face_attributes.inference.ensemble import mean_probabilities, read_networks
+from face_attributes.inference.ensemble import ensemble_probabilities, read_networks
 from face_attributes.networks.device import prepare_hardware
 from face_attributes.params import read_params
 from face_attributes.photos.packed import read_packed
@@ -35,7 +35,7 @@ from face_attributes.scoring.out_of_fold import (
 
 @stage_command
 def main(results: Path, crop: Path, photos: Path, folds: Path, out: Path, submission: Path) -> None:
-    """Average the networks in RESULTS over the crops in CROP; write OUT and SUBMISSION."""
+    """Predict the crops in CROP with the ensemble of RESULTS; write OUT and SUBMISSION."""
     params = read_params()
     evaluation = read_stage_table(photos)
     readable = (evaluation["rejected"] == "").to_numpy()
@@ -56,7 +56,7 @@ def main(results: Path, crop: Path, photos: Path, folds: Path, out: Path, submis
         )
     )
     predict = partial(
-        mean_probabilities,
+        ensemble_probabilities,
         networks,
         recipes=recipes,
         hardware=hardware,

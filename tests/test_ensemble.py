@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from face_attributes.errors import UserError
-from face_attributes.inference.ensemble import mean_probabilities, read_networks
+from face_attributes.inference.ensemble import ensemble_probabilities, read_networks
 from face_attributes.networks.build import AgesHead, head_name
 from face_attributes.networks.views import make_views
 from face_attributes.params import PredictionParams
@@ -35,7 +35,7 @@ def test_probabilities_are_the_geometric_mean_of_calibrated_networks(trained: Pa
         )
     product = np.sqrt(first * second ** (1 / 1.5))
     expected = product / product.sum(axis=1, keepdims=True)
-    mean = mean_probabilities(networks, torch.from_numpy(crops), recipes, CPU, batch_size=16)
+    mean = ensemble_probabilities(networks, torch.from_numpy(crops), recipes, CPU, batch_size=16)
     assert mean == pytest.approx(expected, abs=1e-5)
     assert mean.std(axis=0).max() > 0.01, "photos must differ for the test to mean anything"
 

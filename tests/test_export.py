@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from commands import export
 from face_attributes.errors import UserError
 from face_attributes.inference import portable
-from face_attributes.inference.ensemble import Ensemble, Probabilities, mean_probabilities
+from face_attributes.inference.ensemble import Ensemble, Probabilities, ensemble_probabilities
 from face_attributes.networks.build import build
 from face_attributes.networks.weight_files import write_weights
 from face_attributes.photos.packed import Pixels, write_packed
@@ -130,7 +130,7 @@ def exported(workspace: Path) -> Exported:
 def original(workspace: Path) -> Probabilities:
     """The probabilities of all crops by the networks themselves."""
     source = export.read_source(Path("data/train"), None)
-    probabilities = mean_probabilities(
+    probabilities = ensemble_probabilities(
         source.networks, torch.from_numpy(CROPS), source.recipes, CPU, batch_size=16
     )
     assert probabilities.std(axis=0).max() > 0.01, "photos must differ for the tests to matter"

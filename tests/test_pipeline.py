@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
-from face_attributes.inference.ensemble import mean_probabilities, read_networks
+from face_attributes.inference.ensemble import ensemble_probabilities, read_networks
 from face_attributes.networks.device import choose_hardware
 from face_attributes.photos.packed import read_packed
 from face_attributes.photos.tables import HOLDOUT, PROBABILITIES
@@ -60,7 +60,7 @@ def test_out_of_fold_scores_average_the_same_views_as_predictions(project: Proje
     def distances(zoom: float) -> tuple[float, float]:
         views = recipe.prediction.model_copy(update={"zoom": zoom})
         same = recipe.model_copy(update={"prediction": views, "temperature": 1.0})
-        means = mean_probabilities(networks, pixels, [same], hardware, 256)
+        means = ensemble_probabilities(networks, pixels, [same], hardware, 256)
         right = means[np.arange(len(means)), photos["label"]][~held_out]
         return abs(means[held_out] - written).mean(), abs(-np.log(right).mean() - loss)
 
@@ -134,7 +134,7 @@ def test_a_holdout_is_in_no_fold_and_scored_by_all_networks(project: Project) ->
     paths = [data / f"train/fold{fold}/network.safetensors" for fold in (0, 1)]
     networks, recipe = read_networks(paths, hardware)
     pixels = torch.from_numpy(read_packed(data / "crop/train.npy")[in_holdout])
-    means = mean_probabilities(networks, pixels, recipe, hardware, 256)
+    means = ensemble_probabilities(networks, pixels, recipe, hardware, 256)
     assert holdout[PROBABILITIES].to_numpy() == pytest.approx(means, abs=0.01)
 
     scores = project.metrics()["holdout"]

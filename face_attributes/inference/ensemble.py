@@ -81,7 +81,7 @@ def predict_batch(ensemble: Ensemble, pixels: Tensor, hardware: Hardware) -> Ten
     return probabilities
 
 
-def mean_probabilities(
+def ensemble_probabilities(
     networks: Sequence[nn.Module],
     pixels: Tensor,
     recipes: Sequence[Recipe],
