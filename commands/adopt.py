@@ -6,8 +6,9 @@
 PHOTOS is a folder with `train.csv` (gender, age, path; a row per person) and `images/<path>/`; or a
 table with a row per photo (path, person, mask, gender, age), or a folder with one such table. Says
 what is there, shows the difference before it writes, and changes nothing but files in git
-(params.yaml, data/corrections.csv, data/answers.csv), unless --copy or --track ask for more. Photos
-are never modified.
+(params.yaml, data/corrections.csv, data/answers.csv). With --copy it also writes the photos to
+data/raw and a file of weights to data/pretrained; with --track, DVC's files beside them. Photos are
+never modified.
 """
 
 import difflib
@@ -78,13 +79,14 @@ def report(source: Source, evaluation: pd.DataFrame, params: Params) -> int:
     """Say what is there; return the number of folds, at most that of params.yaml.
 
     Raises:
-        UserError: if a class has fewer than two people.
+        UserError: if a class has too few people for two folds and the holdout.
     """
     photos, edges = source.photos, params.labels.age_edges
     print(f"{source.table}: {photos['person'].nunique()} people, {len(photos)} photos")
     print(f"evaluation photos: {len(evaluation) or 'none (--eval FOLDER names some)'}")
     if source.rows_are_photos:
-        print(f"mask: 0, 1 and 2 are read as {', '.join(MASKS)}")
+        if photos["mask_code"].any():
+            print(f"mask codes: {describe_mask_codes(photos)}")
         print(f"columns that are not used: {', '.join(source.unused_columns) or 'none'}")
     else:
         hidden = sum(path.name.startswith(".") for path in (source.folder / "images").rglob("*"))
@@ -93,36 +95,51 @@ def report(source: Source, evaluation: pd.DataFrame, params: Params) -> int:
     photos_by_class, people_by_class = count_classes(photos, edges)
     Console().print(class_table(photos_by_class, people_by_class, edges))
     ages = photos.drop_duplicates("person")["age"].value_counts()
-    near = [f"{ages.get(age, 0)} of {age}" for edge in edges for age in (edge - 1, edge)]
-    print(f"people at an edge between age groups: {', '.join(near)} years")
+    near = [f"{age}: {ages.get(age, 0)}" for edge in edges for age in (edge - 1, edge)]
+    print(f"people with an age at an edge between age groups: {', '.join(near)}")
     for name, table in {"labelled": photos, "evaluation": evaluation}.items():
         bad = find_unreadable(table["path"].to_list(), params.clean.max_pixels)
         too_many = len(bad) > params.clean.max_rejected * len(table)
         remedy = f"; replace them: more than {params.clean.max_rejected:.0%} stop the stage clean"
         print(f"unreadable {name} photos: {_count(bad)}{remedy * too_many}")
     wanted = len(params.folds.index)
-    possible = count_folds(people_by_class, edges)
+    possible = count_folds(people_by_class, edges, params.folds.holdout)
     rarest = class_names(edges)[int(people_by_class.argmin())]
     used = f"folds.index gets {possible}" if possible < wanted else f"{wanted} are used"
-    print(f"folds that every class can fill: {possible}, because of {rarest}; {used}")
+    beside = f" beside folds.holdout: {params.folds.holdout:g}" if params.folds.holdout else ""
+    print(f"folds that every class can fill{beside}: {possible}, because of {rarest}; {used}")
     return min(possible, wanted)
+
+
+def describe_mask_codes(photos: pd.DataFrame) -> str:
+    """Say how 0, 1 and 2 are read, and how often they occur: a table may use another order."""
+    counts = photos["mask_code"].value_counts()
+    meanings = [
+        f"{code} is read as {mask} ({counts.get(str(code), 0)} photos)"
+        for code, mask in enumerate(MASKS)
+    ]
+    return f"{', '.join(meanings)}; if your codes mean something else, write words in their place"
 
 
 def _count(names: Sequence[str]) -> str:
     return f"{len(names)}, such as {names[0]}" if names else "0"
 
 
-def as_parameter(path: Path) -> str:
-    """A path as params.yaml names it: relative inside the project, else absolute.
+def relative(path: Path) -> str:
+    """A path without links as params.yaml names it: relative inside the project, else absolute."""
+    project = Path.cwd().resolve()
+    return (path.relative_to(project) if path.is_relative_to(project) else path).as_posix()
+
+
+def photo_parameter(path: Path) -> str:
+    """A path in the section `data` of params.yaml.
 
     Raises:
         UserError: if the command lines of dvc.yaml cannot contain it, or it contains the project.
     """
-    project, resolved = Path.cwd().resolve(), path.resolve()
-    if project.is_relative_to(resolved):
+    if is_inside(Path(), path):
         raise UserError(f"{path} contains this project: move the photos to a folder of their own")
-    inside = resolved.is_relative_to(project)
-    name = (resolved.relative_to(project) if inside else resolved).as_posix()
+    name = relative(path.resolve())
     if UNSAFE & set(name) or not name.isprintable():
         raise UserError(
             f"{path}: the path contains quotes, $, a backslash or unprintable letters, which "
@@ -136,10 +153,18 @@ def is_inside(path: Path, folder: Path = Path()) -> bool:
     return path.resolve().is_relative_to(folder.resolve())
 
 
+def run_git(*arguments: str) -> tuple[int, str]:
+    """Run git; return its exit code and output: 127, as in a shell, if git is not installed."""
+    try:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True)
+    except FileNotFoundError:
+        return 127, ""
+    return done.returncode, done.stdout
+
+
 def warn_if_git_would_add(folder: Path) -> None:
     """Warn if the photos are in the project, and git does not ignore them."""
-    command = ["git", "check-ignore", "-q", str(folder)]
-    if is_inside(folder) and subprocess.run(command, capture_output=True).returncode == 1:
+    if is_inside(folder) and run_git("check-ignore", "-q", str(folder))[0] == 1:
         print(
             f"warning: git does not ignore {folder}: add --track, or a line to .gitignore, before "
             "you commit"
@@ -168,7 +193,7 @@ def locate(
         warn_if_git_would_add(source.folder)
 
     def name(folder: Path, copied: Path) -> str:
-        return copied.as_posix() if copy else as_parameter(folder)
+        return copied.as_posix() if copy else photo_parameter(folder)
 
     return {
         "train": name(source.folder, RAW / "train"),
@@ -186,8 +211,7 @@ def list_tracked(values: Mapping[str, Mapping[str, str]]) -> list[str]:
     """
     data, weights = values["data"], values["weights"]["source"]
     paths = [path for path in (data["train"], data["eval"]) if path != NO_EVALUATION.as_posix()]
-    if Path(data["train"]).parent == RAW:
-        paths = [RAW.as_posix()]
+    paths = [RAW.as_posix() if Path(path).is_relative_to(RAW) else path for path in paths]
     if weights not in ("none", "imagenet"):
         paths.append(weights)
     outside = [path for path in paths if Path(path).is_absolute()]
@@ -195,7 +219,9 @@ def list_tracked(values: Mapping[str, Mapping[str, str]]) -> list[str]:
         raise UserError(
             f"--track: {outside[0]} is outside the project, where DVC cannot track it: add --copy"
         )
-    return paths
+    # DVC refuses a path inside another that it tracks.
+    parents = {path: set(map(str, Path(path).parents)) for path in paths}
+    return [path for path in parents if not parents[path] & parents.keys()]
 
 
 def find_preset(name: str) -> Path:
@@ -262,10 +288,12 @@ def choose_weights(weights: str, copy: bool) -> tuple[dict[str, Any], str]:
     if weights == "imagenet":
         return {"weights": {"source": weights}}, "weights: ImageNet's; `dvc repro` downloads them"
     file, target = Path(weights), PRETRAINED / Path(weights).name
-    if is_inside(file, PRETRAINED):
-        return {"weights": {"source": as_parameter(file)}}, f"weights: {file}, in place"
+    # The file itself may be a link into DVC's cache (`cache.type symlink`).
+    source = relative(file.parent.resolve() / file.name)
+    if is_inside(file.parent, PRETRAINED):
+        return {"weights": {"source": source}}, f"weights: {file}, in place"
     if not copy:
-        return {"weights": {"source": as_parameter(file)}}, (
+        return {"weights": {"source": source}}, (
             f"weights: {file}, in place; DVC will not notice when it changes: add --copy to copy "
             f"it to {PRETRAINED}"
         )
@@ -281,14 +309,21 @@ def check_network(params: Params, weights: str, preset: Path) -> None:
         UserError: naming the preset.
     """
     state = None if weights in ("", "imagenet") else read_weights(Path(weights))
+    model, side = params.weights.model, params.crop.side
     try:
-        model, side = params.weights.model, params.crop.side
         network = build(model, side, params.train.heads, params.weights.seed)
         freeze(network, params.train.freeze)
+    except UserError as error:
+        raise UserError(f"{preset} (weights.model: {model}): {error}") from None
+    try:
         if state is not None:
             fit_state(network, state, weights)
     except UserError as error:
-        raise UserError(f"{preset} (weights.model: {params.weights.model}): {error}") from None
+        raise UserError(
+            f"{preset} (weights.model: {model}): {error}; the preset sets weights.model: choose "
+            f"one for your file, such as --preset gpu for a resnet50, or add one of your own to "
+            f"{PRESETS}/"
+        ) from None
 
 
 def empty_labels(photos: pd.DataFrame, evaluation: pd.DataFrame) -> Changes:
@@ -377,16 +412,30 @@ def show_difference(changes: Changes) -> None:
         print(*(line for line in lines if not line.startswith("@@")), sep="\n")
 
 
-def uncommitted(paths: Sequence[Path]) -> list[str]:
+def uncommitted(paths: Sequence[str]) -> list[str]:
     """List the files that git could not restore: changed since the last commit, or not in it."""
-    command = ["git", "status", "--porcelain", "--ignored", "--", *map(str, paths)]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True)
-    except FileNotFoundError:
-        return [str(path) for path in paths]
-    if done.returncode:
-        return [str(path) for path in paths]
-    return [line[3:] for line in done.stdout.splitlines()]
+    status = ("status", "--porcelain", "--ignored", "--")
+    return [path for path in paths if Path(path).exists() and run_git(*status, path) != (0, "")]
+
+
+def undo_commands(written: Sequence[str], tracked: Sequence[str]) -> str:
+    """Shell commands that undo writing and tracking; to be made before either.
+
+    Files that git cannot restore are left out: `confirm` warns of them.
+
+    Args:
+        written: files and folders that will be written.
+        tracked: files and folders that DVC will track.
+    """
+    dvc_files = [f"{path}.dvc" for path in tracked]
+    existing = [path for path in (*written, *dvc_files) if Path(path).exists()]
+    lost = uncommitted(existing)
+    commands = {
+        "git checkout": [path for path in existing if path not in lost],
+        "dvc remove": [path for path in dvc_files if path not in existing],
+        "rm -r": [path for path in written if path not in existing],
+    }
+    return "; ".join(f"{name} {shlex.join(paths)}" for name, paths in commands.items() if paths)
 
 
 def confirm(changes: Changes, yes: bool) -> None:
@@ -395,14 +444,14 @@ def confirm(changes: Changes, yes: bool) -> None:
     Raises:
         UserError: if there is no terminal to ask on.
     """
-    lost = uncommitted(list(changes))
+    lost = uncommitted(list(map(str, changes)))
     if lost:
         print(
             f"warning: {', '.join(lost)}: not committed, so `git checkout` cannot undo the change"
         )
     if yes:
         return
-    if not sys.stdin.isatty():
+    if sys.stdin is None or not sys.stdin.isatty():  # None if it is closed
         raise UserError("nothing is written: there is no terminal to ask on; add --yes")
     if not typer.confirm("Write this?"):
         print("nothing is written")
@@ -410,7 +459,7 @@ def confirm(changes: Changes, yes: bool) -> None:
 
 
 def write_all(contents: Mapping[Path, bytes]) -> None:
-    """Write all files, or none if one of them cannot be written."""
+    """Write all files to temporary ones, and replace none before all of them are written."""
     with ExitStack() as files:
         for path, content in contents.items():
             files.enter_context(write_whole(path)).write(content)
@@ -436,7 +485,7 @@ def main(
         Path | None, typer.Option("--eval", help="Folder of photos to predict")
     ] = None,
     answers: Annotated[
-        Path | None, typer.Option(help="Known labels of these, as ImageID,ans")
+        Path | None, typer.Option(help="Known labels of the photos of --eval, as ImageID,ans")
     ] = None,
     weights: Annotated[str, typer.Option(help="A file of pretrained weights, or imagenet")] = "",
     preset: Annotated[str, typer.Option(help="A file in presets/, without .yaml")] = "faces",
@@ -450,6 +499,8 @@ def main(
     yes: Annotated[bool, typer.Option("--yes", help="Write without asking")] = False,
 ) -> None:
     """Make the project work on your own PHOTOS."""
+    if answers and not evaluation:
+        raise UserError("--answers needs --eval FOLDER, the photos that the answers are of")
     preset_file = find_preset(preset)
     read_params()  # here an error is that of params.yaml, and below the preset's
     _, params = new_params(preset_file, {})
@@ -483,12 +534,13 @@ def main(
     copied_weights = Path(values["weights"]["source"])
     if copied_weights.is_relative_to(PRETRAINED) and not copied_weights.exists():
         contents[copied_weights] = Path(weights).read_bytes()
+    undo = undo_commands([*map(str, contents), *[RAW.as_posix()] * copy], to_track)
     with copied(copies if copy else {}, source):
         write_all(contents)
     if to_track:
         track_files(to_track)
-    if changes:
-        print(f"undo: git checkout {shlex.join(map(str, changes))}" + f"; remove {RAW}" * copy)
+    if undo:
+        print(f"undo: {undo}")
     print("next: dvc repro")
 
 

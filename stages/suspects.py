@@ -12,8 +12,9 @@ Kinds:
 - `gender`, `age`: all photos of a person together contradict the label
 - `age_edge`: like `age`, but the age is close to the edge of the suggested group; ranked last
 - `swap`: two photos of a person look like each other's label; one finding corrects both
-- `mask`: the mask state of one photo is doubtful; the suggestion is to drop the photo, since a new
-  label would give its person two photos of that state
+- `mask`: the mask state of one photo is doubtful; the suggestion is to drop the photo, since among
+  a person's seven usual photos a new label would give two of one state; for people with other
+  photos corrections.csv may correct it
 - `duplicate`: the same photo is also stored elsewhere, as listed in `given`; lists are separated by
   semicolons
 
@@ -153,8 +154,8 @@ def doubtful_people(
 def doubtful_masks(table: pd.DataFrame, params: SuspectParams) -> list[Finding]:
     """Pairs of photos that look swapped, and single photos whose mask state is doubtful.
 
-    For a single photo the suggestion is to drop it: a new label would give its person two photos of
-    that state.
+    For a single photo the suggestion is to drop it, which every set of photos allows: among the
+    seven usual photos of a person a new label would give two of one state.
 
     Args:
         table: person, photo, mask, p0 to p17; one row per photo.

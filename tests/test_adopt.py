@@ -2,6 +2,7 @@
 
 import os
 import pty
+import shlex
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from face_attributes.networks.weight_files import write_weights
 from face_attributes.params import read_params
 from face_attributes.photos.labels import MASK_BY_STEM
 from face_attributes.photos.raw import list_photos, read_people
+from stages import clean, folds
 from tests.conftest import ROOT, Change, git, run_stage, save_photo, start_repository
 
 PEOPLE = {
@@ -183,7 +185,8 @@ def test_it_says_what_is_there(train: Path, evaluation: Path) -> None:
     assert [cell.strip() for cell in worn.strip("│").split("│")] == [
         "worn", "male", "10 (2)", "10 (2)", "10 (2)",
     ]  # fmt: skip
-    assert "people at an edge between age groups: 4 of 29, 4 of 30, 0 of 59, 4 of 60 years" in lines
+    edges = "people with an age at an edge between age groups: 29: 4, 30: 4, 59: 0, 60: 4"
+    assert edges in lines
     assert f"unreadable labelled photos: 1, such as {train}/images/{FIRST}/mask2.jpg is empty" in (
         output
     )
@@ -196,6 +199,32 @@ def test_more_folds_than_a_class_can_fill_are_lowered(train: Path) -> None:
     assert "folds.index gets 2" in run(train)
     assert read_params().folds.index == [0, 1]
     assert "index: [0, 1] " in Path("params.yaml").read_text()
+
+
+def test_the_people_of_the_holdout_fill_no_fold(train: Path) -> None:
+    edit(Path("params.yaml"), "holdout: 0.0", "holdout: 0.5")
+    message = error(train)
+    assert "which needs two or more beside folds.holdout: 0.5 (worn, male, under 30: 1; " in message
+    edit(Path("params.yaml"), "holdout: 0.5", "holdout: 0.1")
+    message = error(train)
+    assert "folds.holdout: 0.1 holds out nobody of a class (worn, male, under 30: 2; " in message
+
+
+def test_folds_are_promised_that_the_holdout_leaves(table: Path) -> None:
+    rows = (table / "photos.csv").read_text().splitlines()
+    for line in rows[1:]:  # three more people of each two
+        for more in "abc":
+            name, person, rest = line.split(",", 2)
+            shutil.copy(table / name, table / f"{more}{name}")
+            rows.append(f"{more}{name},{person}{more},{rest}")
+    (table / "photos.csv").write_text("\n".join(rows) + "\n")
+    edit(Path("params.yaml"), "holdout: 0.0", "holdout: 0.5")
+    output = run(table, "--copy")
+    assert "fill beside folds.holdout: 0.5: 4, because of" in output
+    assert read_params().folds.index == [0, 1, 2, 3]
+    run_stage(clean.main, "data/raw/train", "data/no_evaluation", "data/corrections.csv", "clean")
+    Path("duplicates.csv").write_text("person,photo,other_person,other_photo,similarity\n")
+    run_stage(folds.main, "clean/photos.csv", "duplicates.csv", "folds")
 
 
 def test_without_evaluation_photos_the_shipped_empty_folder_is_used(train: Path) -> None:
@@ -224,6 +253,34 @@ def test_weights_from_imagenet_or_the_project_are_named_in_place(
     assert read_params().weights.source == "data/pretrained/own.safetensors"
 
 
+def test_weights_may_be_a_link_into_the_cache_of_dvc_and_their_path_may_contain_quotes(
+    train: Path, weights: Path
+) -> None:
+    Path("data/pretrained").mkdir()
+    Path("data/pretrained/own.safetensors").symlink_to(weights)
+    output = run(train, "--copy", "--weights", "data/pretrained/own.safetensors")
+    assert "weights: data/pretrained/own.safetensors, in place" in output
+    assert read_params().weights.source == "data/pretrained/own.safetensors"
+    quoted = weights.rename(weights.with_name("my 'own'.safetensors"))
+    Path("data/pretrained/own.safetensors").unlink()
+    git("checkout", "params.yaml")
+    shutil.rmtree("data/raw")
+    run(train, "--weights", quoted)
+    assert read_params().weights.source == str(quoted)
+
+
+def test_without_git_it_warns_that_nothing_can_be_undone(
+    train: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.move(train, "own")
+    with monkeypatch.context() as context:
+        context.setenv("PATH", "")
+        output = run("own")
+    assert "warning: params.yaml, data/corrections.csv: not committed" in output
+    assert "undo: " not in output
+    assert read_params().data.train == "own"
+
+
 def test_photos_inside_the_project_are_named_relative_to_it(train: Path) -> None:
     shutil.move(train, "data/own")
     assert "warning: git" not in run(Path("data/own").resolve())
@@ -248,7 +305,10 @@ def test_a_copy_has_the_photos_and_tables_alone(
     given = ["--eval", evaluation, "--answers", evaluation / "answers.csv", "--weights", weights]
     output = run(train, *given, "--copy")
     assert "photos: 88 files, 0.00 GB, will be copied to data/raw" in output
-    assert "; remove data/raw\n" in output
+    assert (
+        "undo: git checkout params.yaml data/corrections.csv data/answers.csv; "
+        "rm -r data/pretrained/faces.safetensors data/raw\n"
+    ) in output
     used = {
         name: content
         for name, content in contents(train).items()
@@ -273,7 +333,11 @@ def test_a_table_with_a_row_per_photo_becomes_the_other_layout(table: Path) -> N
     photos = contents(table)
     output = run(table, "--copy")
     assert "columns that are not used: camera" in output
-    assert "mask: 0, 1 and 2 are read as worn, incorrect, not_worn" in output
+    assert (
+        "mask codes: 0 is read as worn (1 photos), 1 is read as incorrect (12 photos), "
+        "2 is read as not_worn (0 photos); if your codes mean something else, write words in their "
+        "place"
+    ) in output
     assert contents(table) == photos
     folder = Path("data/raw/train")
     copied, rejections = list_photos(read_people(folder / "train.csv"), folder)
@@ -290,6 +354,12 @@ def test_a_table_with_a_row_per_photo_becomes_the_other_layout(table: Path) -> N
     origin = pd.read_csv(folder / "origin.csv").set_index(["person", "photo"])["path"]
     for row in copied.itertuples():
         assert Path(row.path).read_bytes() == Path(origin[row.person, row.photo]).read_bytes()
+
+
+def test_mask_codes_are_described_where_they_occur(table: Path) -> None:
+    text = (table / "photos.csv").read_text()
+    (table / "photos.csv").write_text(text.replace(",1,", ",incorrect,"))
+    assert "mask code" not in run(table, "--copy")
 
 
 def test_columns_may_have_other_names(table: Path) -> None:
@@ -371,7 +441,10 @@ def test_missing_photos_and_classes_are_one_line(train: Path, evaluation: Path) 
     (evaluation / "info.csv").rename(evaluation / "other.csv")
     assert "has no info.csv: expected a folder with info.csv" in error(train, "--eval", evaluation)
     answers = evaluation / "answers.csv"
-    assert "photo 'b.jpg' is not in info.csv" in error(train, "--answers", answers)
+    assert error(train, "--answers", answers).startswith("--answers needs --eval FOLDER")
+    (evaluation / "info.csv").write_text("ImageID,ans\na.jpg,0\n")
+    given = ["--eval", evaluation, "--answers", answers]
+    assert "photo 'b.jpg' is not in info.csv" in error(train, *given)
     edit(train / "train.csv", ",male,Any,60,", ",male,Any,59,")
     message = error(train)
     assert "too few people in a class, which needs two or more (worn, male, 60 and over: 1" in (
@@ -416,6 +489,12 @@ def test_weights_of_another_network_are_one_line(train: Path, weights: Path) -> 
     message = error(train, "--weights", weights, "--preset", "gpu")
     assert message.startswith("presets/gpu.yaml (weights.model: resnet50): ")
     assert f"{weights} does not fit the model" in message
+    write_weights(weights, build("resnet50", 64).state_dict())
+    message = error(train, "--weights", weights)
+    assert message.endswith(
+        "the preset sets weights.model: choose one for your file, such as --preset gpu for a "
+        "resnet50, or add one of your own to presets/"
+    )
     assert "there is no file gone.pth" in error(train, "--weights", "gone.pth")
 
 
@@ -491,13 +570,45 @@ def test_it_asks_on_a_terminal_and_says_what_git_cannot_undo(train: Path) -> Non
     assert "# my own remark" in Path("params.yaml").read_text()
 
 
+def test_a_closed_input_is_no_terminal(train: Path) -> None:
+    command = ["sh", "-c", '"$0" -m commands.adopt "$1" <&-', sys.executable, str(train)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (
+        1, "error: nothing is written: there is no terminal to ask on; add --yes",
+    )  # fmt: skip
+
+
 @pytest.mark.slow
 def test_dvc_tracks_the_copies(train: Path, weights: Path) -> None:
     assert "is outside the project, where DVC cannot track it: add --copy" in error(
         train, "--track"
     )
-    run(train, "--copy", "--track", "--weights", weights)
+    output = run(train, "--copy", "--track", "--weights", weights)
     assert Path("data/raw.dvc").exists()
     assert Path("data/pretrained/faces.safetensors.dvc").exists()
     assert set(changed()) >= {"data/raw.dvc", "params.yaml"}
     assert not [name for name in changed() if name.endswith((".jpg", ".safetensors"))]
+    undo(output)
+    assert not Path("data/raw").exists()
+
+
+@pytest.mark.slow
+def test_dvc_tracks_evaluation_photos_inside_the_others_with_them(
+    train: Path, evaluation: Path
+) -> None:
+    photos = Path(shutil.move(train, "own"))
+    evaluation.rename(photos / "eval")
+    output = run(photos, "--eval", photos / "eval", "--track")
+    assert changed() == [".gitignore", "data/corrections.csv", "params.yaml", "own.dvc"]
+    undo(output)
+    assert (photos / "eval/images/a.jpg").exists()
+
+
+def undo(output: str) -> None:
+    """Run the commands of the line that undoes a run of adopt."""
+    line = next(line for line in output.splitlines() if line.startswith("undo: "))
+    dvc = f"{shlex.quote(sys.executable)} -m dvc"
+    commands = line.removeprefix("undo: ").replace("dvc remove", f"{dvc} remove")
+    subprocess.run(commands.replace("; ", " && "), shell=True, check=True)
+    assert [name for name in changed() if name != "own/"] == []

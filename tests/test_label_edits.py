@@ -9,12 +9,17 @@ from face_attributes.errors import UserError
 from face_attributes.photos.label_edits import apply_corrections, read_corrections
 from face_attributes.photos.labels import MASK_BY_STEM
 
-ANN, BEN = "1_female_25", "2_male_60"
+ANN, BEN, CEM = "1_female_25", "2_male_60", "3_male_40"
 PHOTOS = pd.DataFrame(
     [
         (person, f"{stem}.jpg", mask, gender, age)
         for person, gender, age in [(ANN, "female", 25), (BEN, "male", 60)]
         for stem, mask in MASK_BY_STEM.items()
+    ]
+    + [
+        (CEM, "mask1.jpg", "worn", "male", 40),
+        (CEM, "mask2.jpg", "worn", "male", 40),
+        (CEM, "normal.jpg", "not_worn", "male", 40),
     ],
     columns=["person", "photo", "mask", "gender", "age"],
 )
@@ -51,7 +56,8 @@ def test_a_correction_without_a_photo_changes_the_whole_person(path: Path) -> No
 
 def test_dropped_photos_and_people_are_removed(path: Path) -> None:
     corrected = correct(path, f"{ANN},mask2.jpg,drop,,,", f"{BEN},,drop,,,")
-    assert corrected["photo"].to_list() == [
+    ann = corrected[corrected["person"] != CEM]
+    assert ann["photo"].to_list() == [
         "mask1.jpg", "mask3.jpg", "mask4.jpg", "mask5.jpg", "incorrect_mask.jpg", "normal.jpg",
     ]  # fmt: skip
 
@@ -148,6 +154,15 @@ def test_two_rows_that_change_one_field_of_a_photo_are_an_error(path: Path) -> N
 def test_half_a_swap_is_an_error(path: Path, rows: list[str], message: str) -> None:
     (line,) = errors(path, *(f"{ANN},{row}" for row in rows))
     assert message in line
+
+
+def test_a_single_mask_may_be_corrected_where_a_person_has_other_photos_than_the_usual_seven(
+    path: Path,
+) -> None:
+    corrected = correct(path, f"{CEM},mask2.jpg,mask,worn,not_worn,")
+    cem = corrected[corrected["person"] == CEM]
+    assert cem["mask"].to_list() == ["worn", "not_worn", "not_worn"]
+    assert cem["origin"].to_list() == ["given", "corrected", "given"]
 
 
 def test_all_errors_are_reported_at_once(path: Path) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 import pandas as pd
 
 from face_attributes.errors import UserError
-from face_attributes.photos.labels import GENDERS, MASKS, MAX_AGE
+from face_attributes.photos.labels import GENDERS, MASK_BY_STEM, MASKS, MAX_AGE
 from face_attributes.photos.names import normal_form
 from face_attributes.photos.tables import read_text_table
 
@@ -100,8 +100,8 @@ def apply_corrections(
 
     Raises:
         UserError: a line for each row that matches no photo, whose `old` differs from the data,
-            that changes the same field of a photo as an earlier row, or that leaves a person with
-            too many photos of a mask state, as half a swap does.
+            that changes the same field of a photo as an earlier row, or that leaves a person of
+            the seven photos of `MASK_BY_STEM` with too many of a mask state, as half a swap does.
     """
     corrected = photos.assign(origin="given")
     dropped = pd.Series(False, index=photos.index)
@@ -174,12 +174,19 @@ def _conflict(
 
 
 def _surplus_masks(photos: pd.DataFrame, corrected: pd.DataFrame) -> Iterator[tuple[object, str]]:
-    """Find corrected photos whose person now has more photos of that mask state than before."""
+    """Find corrected photos whose person now has more photos of that mask state than before.
+
+    Only people with exactly the seven photos of `MASK_BY_STEM` have a fixed number per state.
+    """
+    stems = photos["photo"].map(lambda photo: Path(photo).stem)
+    has_usual_photos = stems.groupby(photos["person"]).agg(
+        lambda own: set(own) == set(MASK_BY_STEM)
+    )
     before, after = (table.groupby(["person", "mask"]).size() for table in (photos, corrected))
     for match in corrected.index[corrected["mask"] != photos.loc[corrected.index, "mask"]]:
         person, photo, mask = corrected.loc[match, ["person", "photo", "mask"]]
         expected = before.get((person, mask), 0)
-        if after[person, mask] > expected:
+        if has_usual_photos[person] and after[person, mask] > expected:
             yield (
                 match,
                 f"{photo} becomes {mask!r}, which gives {person} {after[person, mask]} such photos "

@@ -27,21 +27,45 @@ def count_classes(photos: pd.DataFrame, edges: Sequence[int]) -> tuple["pd.Serie
     )
 
 
-def count_folds(people: "pd.Series[int]", edges: Sequence[int]) -> int:
-    """Number of folds for which every class has enough people.
+def count_folds(people: "pd.Series[int]", edges: Sequence[int], holdout: float) -> int:
+    """Number of folds for which every class has enough people beside the holdout.
+
+    Exact where every person has photos of all mask states; else the holdout is drawn by chance, and
+    this is the expected number.
+
+    Args:
+        people: number of people of each class (18).
+        holdout: share of the people that no fold sees.
 
     Raises:
-        UserError: naming the classes with fewer than two people.
+        UserError: naming the classes of which fewer than two people are left for the folds, or none
+            is in the holdout.
     """
-    names = class_names(edges)
-    rare = [f"{names[label]}: {number}" for label, number in enumerate(people) if number < 2]
-    if rare:
-        more = f"; and {len(rare) - 4} more classes" if len(rare) > 4 else ""
+    held_out = (people * holdout).round().astype(int)  # as pandas' sample(frac=...) rounds
+    left = people - held_out
+    if (left < 2).any():
+        beside = f" beside folds.holdout: {holdout:g}" if holdout else ""
+        remedy = ", lower folds.holdout" if holdout else ""
         raise UserError(
-            f"too few people in a class, which needs two or more ({'; '.join(rare[:4])}{more}): "
-            "add people, or first change labels.age_edges in params.yaml"
+            f"too few people in a class, which needs two or more{beside} "
+            f"({_list_classes(left[left < 2], edges)}): add people{remedy}, or first change "
+            "labels.age_edges in params.yaml"
         )
-    return int(people.min())
+    if holdout and not held_out.all():
+        raise UserError(
+            f"folds.holdout: {holdout:g} holds out nobody of a class "
+            f"({_list_classes(people[held_out == 0], edges)}): set a larger folds.holdout in "
+            "params.yaml (0 for none), or add people"
+        )
+    return int(left.min())
+
+
+def _list_classes(people: "pd.Series[int]", edges: Sequence[int]) -> str:
+    """The first four classes and their number of people."""
+    names = class_names(edges)
+    classes = [f"{names[label]}: {number}" for label, number in people.items()]  # type: ignore[call-overload]
+    more = f"; and {len(classes) - 4} more classes" if len(classes) > 4 else ""
+    return "; ".join(classes[:4]) + more
 
 
 def find_unreadable(paths: Sequence[str], max_pixels: int) -> list[str]:

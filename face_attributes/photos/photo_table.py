@@ -44,6 +44,8 @@ def parse_columns(text: str) -> dict[str, str]:
 def read_photo_table(table: Path, names: Mapping[str, str]) -> pd.DataFrame:
     """Read a row per photo: person, photo, path (of the file), mask, gender, age (years), race.
 
+    `mask_code` is the cell of a mask that is written as a number, else "".
+
     `photo` is the name of the photo in its person's folder in the competition's layout: mask1,
     mask2, ... if the mask is worn, incorrect_mask, incorrect_mask2, ... and normal, normal2, ...
 
@@ -97,6 +99,7 @@ def _read_photo(cell: dict[Hashable, str], folder: Path, where: str) -> dict[str
         "person": person,
         "path": path.as_posix(),
         "mask": _translate(cell["mask"], MASK_WORDS, f"{where}: mask"),
+        "mask_code": cell["mask"] if cell["mask"].isdecimal() else "",
         "gender": _translate(cell["gender"], GENDER_WORDS, f"{where}: gender"),
         "age": parse_age(cell["age"], where),
         "race": cell["race"],
