@@ -43,7 +43,7 @@ from face_attributes.processes import map_on_all_cores
 from face_attributes.progress import progress
 from face_attributes.training.pretraining import pretrain
 
-DRAWN_FACES = 3000
+DRAWN_FACES = 2000
 """Faces to pretrain on, each of another person."""
 DRAWN_AGES = (15, 85)
 STREAM = 20_000

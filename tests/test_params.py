@@ -140,7 +140,7 @@ def test_a_tag_or_scalar_that_is_no_value_is_named_with_line_and_key(
 
 @pytest.mark.parametrize("value", ["[" * 600 + "]" * 600, "[" * 600, "{a: " * 600])
 def test_brackets_nested_too_deeply_are_named_with_their_line(change: Change, value: str) -> None:
-    replace("^  epochs: 3", f"  epochs: {value}")
+    replace("^  epochs: 4", f"  epochs: {value}")
     lines = Path("params.yaml").read_text().splitlines()
     line = next(number for number, text in enumerate(lines, 1) if value in text)
     assert read_error() == f"params.yaml: line {line} is nested too deeply"
@@ -151,7 +151,7 @@ def test_values_that_cannot_be_shown_in_full_are_shortened(change: Change) -> No
     levels += [
         f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * 9)}]" for level in range(1, 12)
     ]
-    replace("^  epochs: 3", "  epochs: 0x" + "f" * 6000)
+    replace("^  epochs: 4", "  epochs: 0x" + "f" * 6000)
     replace("^data: ", "\n".join(levels) + "\ndata: ")
     replace("^  seed: 0   .*drawings.*", "  seed: *a11")
     *unknown, seed, epochs = sorted(read_error().splitlines())
