@@ -60,8 +60,8 @@ SCALES = np.arange(0.86, 1.15, 0.02)
 COARSE_SCALES = SCALES[2::5]
 """Scales that are tried first."""
 MIN_COARSE = 0.8
-"""Below this correlation at the coarse scales, the others are not tried. Copies with a similarity of
-0.96 reach 0.87 there."""
+"""Below this correlation at the coarse scales, the others are not tried. Copies with a
+similarity of 0.96 reach 0.87 there."""
 MAX_COPY_DIFFERENCE = 4.0
 """Maximum mean difference of pixels (0 to 255) between copies in one folder. Different photos of
 one face with the same mask differ by 8 or more."""
