@@ -99,7 +99,7 @@ def test_position_embedding_is_interpolated() -> None:
 @pytest.mark.parametrize("model", MODELS)
 def test_exported_program_gives_the_same_probabilities(model: str) -> None:
     recipe = small_recipe(None).model_copy(update={"model": model})
-    ensemble = Ensemble([build(model, SIDE, recipe.heads)], recipe).eval()
+    ensemble = Ensemble([build(model, SIDE, recipe.heads)], [recipe]).eval()
     crops = torch.randint(0, 256, (3, SIDE, SIDE, 3), dtype=torch.uint8)
     with torch.inference_mode():
         expected = ensemble(crops).numpy()
