@@ -21,7 +21,7 @@ COLOURS: dict[str, str] = {
 LEGEND = {
     "detected": "face detected",
     "turned_90": "photo turned",
-    "person": "median box of the person",
+    "person": "person's median box",
     "all": "median box of all",
     "centre": "middle of the photo",
 }
