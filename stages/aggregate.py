@@ -5,8 +5,8 @@
 
 Each training photo is scored by the one network that was not trained on its person. The photos of
 the holdout are scored by all networks together. Writes metrics.json and, to the output folder,
-`out_of_fold.csv` (person, photo, fold, label, predicted, p0 to p17, each fold calibrated on the
-others), `confusion.csv`, `f1_per_class.csv` and `learning_curves.csv`, which DVC plots.
+`out_of_fold.csv` (person, photo, fold, label, predicted, p0 to p17, calibrated on other people),
+`confusion.csv`, `f1_per_class.csv` and `learning_curves.csv`, which DVC plots.
 """
 
 from collections.abc import Sequence
@@ -133,7 +133,7 @@ def score_calibration(table: pd.DataFrame, calibrated: Probabilities) -> dict[st
 
     Args:
         table: label, p0 to p17, uncalibrated.
-        calibrated: the same probabilities (N x 18), each fold calibrated on the other folds.
+        calibrated: the same probabilities (N x 18), calibrated on other people of the same fold.
     """
     labels, raw = table["label"].to_numpy(), table[PROBABILITIES].to_numpy()
     before, after = (

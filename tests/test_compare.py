@@ -145,7 +145,7 @@ def test_with_different_age_groups_the_holdout_is_scored_on_mask_and_gender() ->
 def test_a_ranking_says_that_it_leaves_holdouts_out(capsys: pytest.CaptureFixture[str]) -> None:
     run = make_run(LABELS, predict(LABELS, 0.6, 0))
     compare.print_ranking([run, run, with_holdout(run, 0.6, 1)], RESAMPLES)
-    assert "Holdouts are not shown" in capsys.readouterr().out
+    assert "The holdout is not shown here" in capsys.readouterr().out
 
 
 def test_the_holdout_of_a_revision_is_read_if_it_has_one(

@@ -8,7 +8,7 @@ from face_attributes.scoring.temperature import (
     BOUNDS,
     Probabilities,
     fit_temperature,
-    scale_nested,
+    scale_cross_fitted,
     scaled_logs,
 )
 
@@ -48,17 +48,22 @@ def test_a_fold_of_a_few_photos_stays_within_the_bounds(labels: list[int], bound
     assert fit_temperature(probabilities, np.array(labels)) == pytest.approx(bound, rel=1e-3)
 
 
-def test_each_fold_is_scaled_by_the_temperature_of_the_other_folds() -> None:
+def test_each_photo_is_scaled_by_the_temperature_of_other_people_of_its_fold() -> None:
     probabilities, labels = drawn_labels(600, 2.0)
-    folds = np.arange(600) % 3
-    scaled = scale_nested(probabilities, labels, folds)
-    for fold in range(3):
-        held_out = folds == fold
-        temperature = fit_temperature(probabilities[~held_out], labels[~held_out])
-        expected = np.exp(scaled_logs(probabilities[held_out], temperature))
-        assert scaled[held_out] == pytest.approx(expected)
-    held_out = folds == 0
-    flipped = np.where(held_out, 17 - labels, labels)
-    again = scale_nested(probabilities, flipped, folds)
-    assert (again[held_out] == scaled[held_out]).all(), "own labels have no influence"
-    assert (again[~held_out] != scaled[~held_out]).any(), "those of other folds do"
+    folds, people = np.arange(600) % 3, np.arange(600) // 12
+    scaled = scale_cross_fitted(probabilities, labels, folds, people)
+    assert (scaled.argmax(axis=1) == probabilities.argmax(axis=1)).all()
+    own = people == 7
+    flipped = np.where(own, 17 - labels, labels)
+    again = scale_cross_fitted(probabilities, flipped, folds, people)
+    assert (again[own] == scaled[own]).all(), "own labels have no influence"
+    assert (again[~own] != scaled[~own]).any(), "those of other people do"
+    flipped = np.where(folds == 1, 17 - labels, labels)
+    again = scale_cross_fitted(probabilities, flipped, folds, people)
+    assert (again[folds != 1] == scaled[folds != 1]).all(), "other folds have no influence"
+
+
+def test_a_fold_of_one_person_stays_as_it_is() -> None:
+    probabilities, labels = drawn_labels(20, 2.0)
+    folds, people = np.arange(20) % 2, np.arange(20) % 2
+    assert (scale_cross_fitted(probabilities, labels, folds, people) == probabilities).all()

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from face_attributes.photos.tables import PROBABILITIES, read_stage_table
-from face_attributes.scoring.temperature import Probabilities, scale_nested
+from face_attributes.scoring.temperature import Probabilities, scale_cross_fitted
 
 
 def fold_folders(results: Path, index: Sequence[int]) -> list[Path]:
@@ -37,13 +37,16 @@ def read_out_of_fold(results: Path, index: Sequence[int]) -> pd.DataFrame:
 
 
 def calibrated_probabilities(table: pd.DataFrame) -> Probabilities:
-    """Probabilities (N x 18) of out-of-fold photos, each fold calibrated on the other folds.
+    """Probabilities (N x 18) of out-of-fold photos, calibrated on other people of the same fold.
 
     Args:
-        table: fold, label, p0 to p17, from `read_out_of_fold`.
+        table: person, fold, label, p0 to p17, from `read_out_of_fold`.
     """
-    return scale_nested(
-        table[PROBABILITIES].to_numpy(float), table["label"].to_numpy(), table["fold"].to_numpy()
+    return scale_cross_fitted(
+        table[PROBABILITIES].to_numpy(float),
+        table["label"].to_numpy(),
+        table["fold"].to_numpy(),
+        table["person"].to_numpy(),
     )
 
 

@@ -15,6 +15,9 @@ from face_attributes.photos.labels import Labels
 BOUNDS = (0.2, 5.0)
 """Smallest and largest temperature. If all photos are predicted correctly, T would fall to 0."""
 
+PARTS = 5
+"""Parts of a fold's people, each scaled by the temperature of the others."""
+
 Probabilities = NDArray[np.floating[Any]]
 Logs = NDArray[np.float64]
 
@@ -41,19 +44,28 @@ def fit_temperature(probabilities: Probabilities, labels: Labels) -> float:
     return float(np.exp(minimize_scalar(loss, bounds=np.log(BOUNDS), method="bounded").x))
 
 
-def scale_nested(probabilities: Probabilities, labels: Labels, folds: Labels) -> Probabilities:
-    """Scale the probabilities of each fold by the temperature that fits the other folds.
+def scale_cross_fitted(
+    probabilities: Probabilities, labels: Labels, folds: Labels, people: NDArray[Any]
+) -> Probabilities:
+    """Scale each photo by the temperature that fits other people of its fold.
 
-    No photo influences its own temperature, so that the calibration error of the result is honest.
+    As the network of a fold gets its own temperature from the photos of its fold, but no person
+    influences their own: the people of a fold are in PARTS parts, and each part is scaled by the
+    temperature of the others. A fold of one person stays as it is.
 
     Args:
         probabilities: out of fold, N x C, at temperature 1.
         labels: the true classes (N).
         folds: the fold of each photo (N).
+        people: the person of each photo (N).
     """
-    scaled = np.empty(np.shape(probabilities))
+    scaled = np.array(probabilities, dtype=float)
     for fold in np.unique(folds):
-        held_out = folds == fold
-        temperature = fit_temperature(probabilities[~held_out], labels[~held_out])
-        scaled[held_out] = np.exp(scaled_logs(probabilities[held_out], temperature))
+        rows = np.flatnonzero(folds == fold)
+        parts = np.unique(people[rows], return_inverse=True)[1] % PARTS
+        for part in np.unique(parts):
+            own, others = rows[parts == part], rows[parts != part]
+            if len(others):
+                temperature = fit_temperature(probabilities[others], labels[others])
+                scaled[own] = np.exp(scaled_logs(probabilities[own], temperature))
     return scaled
