@@ -213,7 +213,7 @@ def test_the_page_says_why_a_file_is_refused(browser: Browser, server: str, tmp_
     page.goto(f"http://{server}/")
     (tmp_path / "text.png").write_text("not a photo")
     page.locator("#file").set_input_files(tmp_path / "text.png")
-    page.get_by_text("The photo is not a JPEG or PNG.").wait_for()
+    page.get_by_text("The photo is not a JPEG, PNG,").wait_for()
     (tmp_path / "large.jpg").write_bytes(bytes(MAX_BYTES + 1))
     page.locator("#file").set_input_files(tmp_path / "large.jpg")
     page.get_by_text("The photo is larger than 2 MB.").wait_for()
@@ -252,8 +252,8 @@ def test_the_page_fits_a_phone_and_has_a_dark_theme(browser: Browser, server: st
     ("body", "reason"),
     [
         (b"", "is empty"),
-        (b"not a photo", "is not a JPEG or PNG"),
-        (b"\xff\xd8\xff\xe0 truncated", "is not a JPEG or PNG"),
+        (b"not a photo", "is not a JPEG, PNG, WEBP, GIF or AVIF"),
+        (b"\xff\xd8\xff\xe0 truncated", "cannot be decoded (Truncated File Read)"),
         (png_header(10_000, 10_000), "has 10000 x 10000 pixels, more than 50000000"),
     ],
     ids=["empty", "text", "truncated", "too many pixels"],

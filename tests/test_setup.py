@@ -35,6 +35,7 @@ def make(folder: Path) -> "subprocess.CompletedProcess[str]":
     for name in ("Makefile", "requirements.txt", "constraints.txt"):
         shutil.copy(ROOT / name, folder)
     environment = {**os.environ, "GIT_CEILING_DIRECTORIES": str(folder.parent)}
+    environment.pop("MAKELEVEL", None)  # of the make that runs the tests: this one would announce folders
     return subprocess.run(
         ["make", "run", "PYTHON=no-python"],
         cwd=folder, env=environment, capture_output=True, text=True,
