@@ -35,7 +35,8 @@ def make(folder: Path) -> "subprocess.CompletedProcess[str]":
     for name in ("Makefile", "requirements.txt", "constraints.txt"):
         shutil.copy(ROOT / name, folder)
     environment = {**os.environ, "GIT_CEILING_DIRECTORIES": str(folder.parent)}
-    environment.pop("MAKELEVEL", None)  # of the make that runs the tests: this one would announce folders
+    # Of the make that runs these tests: below another, make announces the folders it enters.
+    environment.pop("MAKELEVEL", None)
     return subprocess.run(
         ["make", "run", "PYTHON=no-python"],
         cwd=folder, env=environment, capture_output=True, text=True,
