@@ -28,6 +28,7 @@ from face_attributes.scoring.logit_adjustment import choose_tau, predict_with_ne
 from face_attributes.scoring.metrics import (
     SCORES,
     Counts,
+    Probabilities,
     confusion,
     counts_by_person,
     f1_per_class,
@@ -40,7 +41,7 @@ from face_attributes.scoring.out_of_fold import (
     read_fold_metrics,
     read_out_of_fold,
 )
-from face_attributes.scoring.temperature import Probabilities, fit_temperature
+from face_attributes.scoring.temperature import fit_temperature
 
 
 def score_out_of_fold(

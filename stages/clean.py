@@ -26,7 +26,7 @@ from face_attributes.files import write_json, write_table
 from face_attributes.params import read_params
 from face_attributes.photos.label_edits import apply_corrections, read_corrections
 from face_attributes.photos.labels import encode
-from face_attributes.photos.opening import BadPhotoError, missing_end, open_photo
+from face_attributes.photos.opening import LOWER_MAX_PIXELS, BadPhotoError, missing_end, open_photo
 from face_attributes.photos.raw import (
     NOT_A_PHOTO,
     Rejection,
@@ -37,8 +37,6 @@ from face_attributes.photos.raw import (
 from face_attributes.processes import map_on_all_cores
 from face_attributes.progress import progress
 from face_attributes.revisions import hidden_from_dvc
-
-LOWER_MAX_PIXELS = "lower clean.max_pixels"
 
 
 class Decoded(NamedTuple):

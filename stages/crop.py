@@ -24,22 +24,23 @@ from PIL import Image
 
 from face_attributes.command import stage_command
 from face_attributes.errors import UserError
-from face_attributes.faces.boxes import TURNS, Boxes, Way, fill_boxes, median_box
+from face_attributes.faces.boxes import BOX, TURNS, Boxes, Way, fill_boxes, median_box
 from face_attributes.faces.contact_sheet import draw_contact_sheet
 from face_attributes.faces.cut import cut
 from face_attributes.faces.detect import find_faces, load_detector, use_one_thread
 from face_attributes.files import write_json, write_table, write_whole
 from face_attributes.params import CropParams, read_params
 from face_attributes.photos.labels import MASKS
-from face_attributes.photos.opening import BadPhotoError, open_photo, unreadable_explained
+from face_attributes.photos.opening import (
+    LOWER_MAX_PIXELS,
+    BadPhotoError,
+    open_photo,
+    unreadable_explained,
+)
 from face_attributes.photos.packed import Pixels, read_packed, write_packed
 from face_attributes.photos.tables import read_stage_table
 from face_attributes.processes import map_on_all_cores
 from face_attributes.progress import progress
-
-LOWER_MAX_PIXELS = "lower clean.max_pixels"
-
-BOX = ["left", "top", "width", "height"]
 
 
 class LargestFaces(NamedTuple):

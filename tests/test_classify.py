@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from commands import classify
 from commands.classify import PassedOver
-from face_attributes.inference.recognition import BOX
+from face_attributes.faces.boxes import BOX
 from face_attributes.inference.row_writers import copy_annotator
 from face_attributes.networks.recipe import Recipe, make_recipe
 from face_attributes.params import read_params

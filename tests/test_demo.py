@@ -17,7 +17,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from commands import classify, demo
-from face_attributes.inference.recognition import BOX
+from face_attributes.faces.boxes import BOX
 from tests.conftest import ROOT, Run, save_photo
 from tests.small import png_header, restore_torch_settings, two_faces
 

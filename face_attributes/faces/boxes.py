@@ -12,6 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 Boxes = NDArray[np.float64]
+BOX = ["left", "top", "width", "height"]
+"""The columns of a box in tables."""
+
 Way = Literal["detected", "turned_90", "turned_180", "turned_270", "person", "all", "centre"]
 """How a box was found: detected, detected in the photo turned clockwise by so many degrees, median
 of the person, median of all, or the whole photo."""

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from face_attributes.errors import UserError
-from face_attributes.faces.boxes import DETECTED, WHOLE_PHOTO, Boxes
+from face_attributes.faces.boxes import BOX, DETECTED, WHOLE_PHOTO, Boxes
 from face_attributes.faces.boxes import Way as DetectedWay
 from face_attributes.faces.cut import cut
 from face_attributes.faces.detect import find_faces
@@ -49,8 +49,6 @@ COLUMNS = [
     "problem",
 ]  # fmt: skip
 """The fields of a row that fit into a table."""
-
-BOX = ["left", "top", "width", "height"]
 
 NO_FACE = "no face found"
 

@@ -38,6 +38,9 @@ NEEDED_PACKAGE = {"HEIF": "pillow-heif"}
 MAX_SIDE = 65_500
 """Maximum width or height, in pixels: libjpeg's. A PNG one pixel wide and as many high as
 `max_pixels` allows would take gigabytes: Pillow stores a pointer and padding for each row."""
+LOWER_MAX_PIXELS = "lower clean.max_pixels"
+"""What helps where photos take more memory than there is."""
+
 MAX_BYTES = 10**9
 """Maximum size of a file: it is read at once."""
 MAX_MISSING = 0.05

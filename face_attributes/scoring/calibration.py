@@ -1,14 +1,10 @@
 """Calibration: whether predictions made with 80% confidence are correct 80% of the time."""
 
-from typing import Any
-
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from face_attributes.photos.labels import Labels
-
-Probabilities = NDArray[np.floating[Any]]
+from face_attributes.scoring.metrics import Probabilities
 
 BINS = 10
 """Bins of equal width from 0 to 1."""

@@ -5,18 +5,13 @@ the network's own prediction; the best macro F1 is often between 0 and 1. Tau is
 applied to, calibrated probabilities, so that it means the same for every network.
 """
 
-from typing import Any
-
 import numpy as np
-from numpy.typing import NDArray
 
 from face_attributes.photos.labels import NUM_CLASSES, Labels
-from face_attributes.scoring.metrics import macro_f1
+from face_attributes.scoring.metrics import Probabilities, macro_f1
 from face_attributes.scoring.temperature import fit_temperature, scaled_logs
 
 TAUS = np.linspace(0, 1.5, 31)
-
-Probabilities = NDArray[np.floating[Any]]
 
 
 def class_prior(labels: Labels) -> Probabilities:

@@ -1,7 +1,7 @@
 """Macro F1 and accuracy from confusion counts, with intervals from a bootstrap over people."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 Counts = NDArray[np.float64]
 """Confusion counts (... x C x C): actual class by predicted class."""
 Floats = NDArray[np.float64]
+Probabilities = NDArray[np.floating[Any]]
+"""Probabilities of the classes (N x 18)."""
 
 
 def confusion(labels: ArrayLike, predicted: ArrayLike) -> Counts:

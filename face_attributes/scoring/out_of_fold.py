@@ -9,7 +9,8 @@ from typing import Any
 import pandas as pd
 
 from face_attributes.photos.tables import PROBABILITIES, read_stage_table
-from face_attributes.scoring.temperature import Probabilities, scale_cross_fitted
+from face_attributes.scoring.metrics import Probabilities
+from face_attributes.scoring.temperature import scale_cross_fitted
 
 
 def fold_folders(results: Path, index: Sequence[int]) -> list[Path]:

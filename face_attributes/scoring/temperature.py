@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 
 from face_attributes.photos.labels import Labels
+from face_attributes.scoring.metrics import Probabilities
 
 BOUNDS = (0.2, 5.0)
 """Smallest and largest temperature. If all photos are predicted correctly, T would fall to 0."""
@@ -18,7 +19,6 @@ BOUNDS = (0.2, 5.0)
 PARTS = 5
 """Parts of a fold's people, each scaled by the temperature of the others."""
 
-Probabilities = NDArray[np.floating[Any]]
 Logs = NDArray[np.float64]
 
 
