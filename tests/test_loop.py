@@ -23,7 +23,7 @@ from face_attributes.training import loop
 from face_attributes.training.checkpoint import Checkpoint
 from face_attributes.training.feature_store import FeatureStore
 from face_attributes.training.inputs import Inputs, prepare_inputs
-from face_attributes.training.loop import FitResult, Fold, make_optimizer
+from face_attributes.training.loop import FitResult, Fold, crowding, make_optimizer
 from tests.small import CPU, graded_photos, seeded, tiny_network, train_params
 
 TRAINING, HELD_OUT = torch.arange(24), torch.arange(24, 36)
@@ -406,3 +406,13 @@ def test_learning_rate_rises_and_falls() -> None:
     assert rates[:11] == sorted(rates[:11])
     assert rates[10:] == sorted(rates[10:], reverse=True)
     assert rates[100] == pytest.approx(0)
+
+
+def test_an_epoch_that_other_processes_hold_up_says_so() -> None:
+    assert crowding(seconds=10, processor_seconds=19.8, threads=2) == ""
+    assert crowding(seconds=10, processor_seconds=10.6, threads=2) == (
+        "other processes use these cores: this epoch got 53% of the time that its threads "
+        "wanted, and may take several times as long; try fewer than 2 threads: OMP_NUM_THREADS=1"
+    )
+    assert "OMP_NUM_THREADS" not in crowding(seconds=10, processor_seconds=3, threads=1)
+    assert crowding(seconds=1, processor_seconds=0.2, threads=2) == "", "too short to tell"

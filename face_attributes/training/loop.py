@@ -38,6 +38,12 @@ from face_attributes.training.imbalance import (
 from face_attributes.training.inputs import Inputs, plain_views
 from face_attributes.training.targets import main_class
 
+CROWDED = 0.7
+"""Share of its threads' time below which other processes held up an epoch on a CPU. Alone, it gets
+all of it: OpenMP's threads spin while they wait for each other."""
+LONG_ENOUGH = 5.0
+"""Seconds of an epoch whose share says something."""
+
 
 @dataclass(frozen=True)
 class Fold:
@@ -143,7 +149,7 @@ def fit(
         run.load_state_dict(saved)
         report(f"resuming after epoch {len(run.history)}/{params.epochs}")
 
-    inputs, point = None, ""
+    inputs, point, crowded = None, "", ""
     for epoch in range(len(run.history), params.epochs):
         if epoch - run.best_epoch > params.patience:
             break
@@ -152,7 +158,7 @@ def fit(
             freeze(network, point)
             del inputs  # free the old features first: the new ones may need the same GPU memory
             inputs = make_inputs(network)
-        start = time.perf_counter()
+        start, processor_start = time.perf_counter(), time.process_time()
         train_loss = train_epoch(run, inputs, fold, params)
         run.last_state = run.snapshot()
         with averaged_weights(run):
@@ -171,16 +177,40 @@ def fit(
         if scores["loss"] < run.best_loss:
             run.best_loss, run.best_epoch, run.best_state = scores["loss"], epoch, state
         checkpoint.save(run.state_dict())
+        seconds = time.perf_counter() - start
         report(
             f"epoch {epoch + 1}/{params.epochs}: loss {train_loss:.3f}, validation loss "
-            f"{scores['loss']:.3f}, macro F1 {scores['macro_f1']:.3f}, "
-            f"{time.perf_counter() - start:.1f} s" + (" (best)" if run.best_epoch == epoch else "")
+            f"{scores['loss']:.3f}, macro F1 {scores['macro_f1']:.3f}, {seconds:.1f} s"
+            + (" (best)" if run.best_epoch == epoch else "")
         )
+        if fold.targets.is_cpu and not crowded:
+            processor_seconds = time.process_time() - processor_start
+            if crowded := crowding(seconds, processor_seconds, torch.get_num_threads()):
+                report(crowded)
     checkpoint.wait()
     network.load_state_dict(run.best_state, strict=False)
     if inputs is None:  # the checkpoint was that of the last epoch
         inputs = make_inputs(network)
     return FitResult(inputs, run.best_epoch, run.history)
+
+
+def crowding(seconds: float, processor_seconds: float, threads: int) -> str:
+    """Say how much other processes held up an epoch on a CPU; "" if they hardly did.
+
+    Threads wait for each other many times in a step, so that one that gets no core stops all.
+
+    Args:
+        seconds: what the epoch took.
+        processor_seconds: processor time of all threads in it.
+    """
+    share = processor_seconds / (seconds * threads)
+    if seconds < LONG_ENOUGH or share >= CROWDED:
+        return ""
+    fewer = "" if threads == 1 else f"; try fewer than {threads} threads: OMP_NUM_THREADS=1"
+    return (
+        f"other processes use these cores: this epoch got {share:.0%} of the time that its threads "
+        f"wanted, and may take several times as long{fewer}"
+    )
 
 
 def start_run(network: nn.Module, fold: Fold, params: TrainParams) -> TrainingRun:
