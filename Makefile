@@ -14,11 +14,11 @@ run: setup
 test check: export OMP_NUM_THREADS := 1
 
 test: lint browser
-	python -m pytest -n auto --dist loadfile
+	python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 # Lint, types and the fast tests, before each commit.
 check: lint
-	python -m pytest -n auto --dist loadfile -m "not slow"
+	python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not slow"
 
 # Training against a reference loop; on your own photos: make benchmark DATA=data/raw/train
 DATA ?= data/sample/train

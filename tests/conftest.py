@@ -27,8 +27,16 @@ from tests.small import restore_torch_settings
 ROOT = Path(__file__).parents[1]
 STEMS = ["mask1", "mask2", "mask3", "mask4", "mask5", "incorrect_mask", "normal"]
 
+LONGEST = ["test_interrupted", "test_presets", "test_sweep", "test_pipeline"]
+
 Change = Callable[..., None]
 Run = Callable[..., Result]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the longest files first, so that no worker is left alone with one at the end."""
+    order = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
 
 
 def save_photo(path: Path, seed: int = 0, size: tuple[int, int] = (48, 64)) -> None:

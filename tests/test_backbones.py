@@ -1,4 +1,4 @@
-"""Every classification network of torchvision: built, frozen, split, trained for a step.
+"""Every classification network of torchvision: built, frozen, split, trained; each kind exported.
 
 On the meta device, which computes shapes without numbers; `test_freezing` compares numbers.
 """
@@ -7,6 +7,8 @@ import pytest
 import torch
 import torchvision
 
+from face_attributes.inference.ensemble import Ensemble
+from face_attributes.inference.portable import trace
 from face_attributes.networks.build import build, check_side
 from face_attributes.networks.freezing import (
     freeze,
@@ -16,11 +18,19 @@ from face_attributes.networks.freezing import (
     split,
 )
 from face_attributes.photos.labels import NUM_CLASSES
+from tests.small import small_recipe
 
 pytestmark = pytest.mark.slow
 
 SIDES = {"inception_v3": 80, "maxvit_t": 224, "vit_h_14": 56}
 """Sides of networks that do not take 64 pixels."""
+
+KINDS = [
+    "alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "googlenet", "inception_v3",
+    "mnasnet0_5", "mobilenet_v2", "mobilenet_v3_small", "regnet_y_400mf", "resnet18",
+    "shufflenet_v2_x0_5", "squeezenet1_1", "swin_v2_t", "vgg11", "vit_b_32",
+]  # fmt: skip
+"""One network of each module of torchvision.models, but for maxvit, which takes half a minute."""
 
 
 @pytest.mark.parametrize("model", torchvision.models.list_models(module=torchvision.models))
@@ -44,6 +54,23 @@ def test_network_is_frozen_split_and_trained(model: str) -> None:
     torch.optim.SGD(parameter_groups(network, 0.1, 0.1, 1.0)).step()
     trained = {name for name, p in network.named_parameters() if p.grad is not None}
     assert trained == {name for name, p in network.named_parameters() if p.requires_grad}
+
+
+def test_each_kind_of_network_is_among_those_to_export() -> None:
+    def modules(names: list[str]) -> set[str]:
+        return {torchvision.models.get_model_builder(name).__module__ for name in names}
+
+    every = modules(torchvision.models.list_models(module=torchvision.models))
+    assert modules(KINDS) == every - {"torchvision.models.maxvit"}
+
+
+@pytest.mark.parametrize("model", KINDS)
+def test_network_is_exported_for_any_number_of_crops(model: str) -> None:
+    side = SIDES.get(model, 64)
+    with torch.device("meta"):
+        ensemble = Ensemble([build(model, side, "split").to("meta")], [small_recipe(None)])
+        program = trace(ensemble, side)
+        assert program.module()(torch.empty(5, side, side, 3, dtype=torch.uint8)).shape == (5, 18)
 
 
 def test_sides_that_a_network_takes_are_checked_before_training() -> None:

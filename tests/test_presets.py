@@ -68,7 +68,7 @@ def test_a_preset_runs_to_the_end_on_photos_outside_the_project(
     write_weights(tmp_path / "own.safetensors", build(model, 32).state_dict())
     given = ["--weights", str(tmp_path / "own.safetensors"), "--preset", name, "--yes"]
     project.python("commands.adopt", str(photos), *given)
-    project.set(crop={"side": 32}, train={"epochs": 1})
+    project.set(crop={"side": 32}, folds={"index": [0, 1]}, train={"epochs": 1})
     ran = project.repro()
     assert {"clean", "train@0", "train@1", "aggregate", "report", "model_card"} <= ran
     assert project.metrics()["evaluation"] == {}
