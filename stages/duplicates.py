@@ -155,7 +155,8 @@ def find_duplicates(
         crops: crops of these photos, side x side x 3, uint8.
     """
     people, names = photos["person"].to_numpy(str), photos["photo"].to_numpy(str)
-    hashes = np.array([perceptual_hashes(crop) for crop in crops], dtype=np.uint64)
+    hashed = map_on_all_cores(perceptual_hashes, crops, chunksize=64)
+    hashes = np.array(list(progress(hashed, len(crops), "duplicates: crops hashed")), np.uint64)
     small = [small_grey(crop) for crop in crops]
     candidates = close_pairs(hashes.reshape(-1, len(ORIENTATIONS)), params.hash_distance)
     pairs = [pair for pair in candidates if people[pair[0]]]
