@@ -19,6 +19,12 @@ MAX_NAME_BYTES = 255
 CHECKSUM_BYTES = hashlib.sha256().digest_size
 
 
+def project_folder() -> Path:
+    """The project's folder, even from one of DVC's temporary copies of it."""
+    project, _, _ = str(Path.cwd()).partition("/.dvc/tmp/exps/")
+    return Path(project)
+
+
 @contextmanager
 def write_whole(path: Path, fsync: bool = True) -> Iterator[BufferedRandom]:
     """Open a temporary file for writing; rename it to `path` when the block ends without error.
