@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from face_attributes.errors import UserError
-from face_attributes.files import sha256
+from face_attributes.files import remembered_sha256
 from face_attributes.networks.device import Hardware, in_halves
 from face_attributes.networks.freezing import split
 from face_attributes.networks.views import average_views, count_views, make_views, normalise
@@ -44,7 +44,7 @@ def load_photos(crops: Path, labels: np.ndarray, hardware: Hardware) -> Photos:
     return Photos(
         hardware.to_device_if_it_fits(torch.from_numpy(np.array(read_packed(crops)))),
         torch.tensor(labels, device=hardware.device),
-        sha256(crops),
+        remembered_sha256(crops),
     )
 
 

@@ -394,7 +394,9 @@ def remember_state(network: nn.Module, device: torch.device) -> Callable[[], Non
 
     That is BatchNorm's running statistics, and the random generators of dropout and the like.
     """
-    buffers, generators = list(network.buffers()), global_generators(device)
+    generators = global_generators(device)
+    changing = (module for module in network.modules() if module.training)
+    buffers = [buffer for module in changing for buffer in module.buffers(recurse=False)]
     copies = [torch.empty_like(buffer) for buffer in buffers]
     states = [generator.get_state() for generator in generators]
 
