@@ -315,7 +315,7 @@ def train_epoch(run: TrainingRun, inputs: Inputs, fold: Fold, params: TrainParam
         skipped[step] = not take_step(run)
         if run.average and not skipped[step]:
             update_average(list(run.average.values()), [weights[n] for n in run.average], 0)
-    if not skipped.all():  # else float16 is not enough, and the norms say so
+    if run.scaler.get_scale() >= 1:  # else no scale keeps the gradients in the range of float16
         norms[skipped] = 0
     check_finite({"loss": losses, "gradient": norms}, len(run.history) * len(batches) + 1, params)
     return float(losses.mean())
