@@ -78,6 +78,7 @@ def train(
         train_params,
         Checkpoint(table.with_name(f"fold{fold}.checkpoint"), f"{fold} {train_params}"),
         report=lambda _: mark(),
+        scaler=hardware.loss_scaler(),
     )
 
 

@@ -4,8 +4,9 @@ import errno
 import hashlib
 import json
 import os
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import BufferedRandom
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -16,7 +17,16 @@ if TYPE_CHECKING:  # importing pandas takes 0.25 s, and `commands.classify` does
 MAX_NAME_BYTES = 255
 """Longest name of a file, on all common file systems."""
 
+MIN_AGE = 2 * 10**9
+"""Nanoseconds, more than the resolution of any file system's times."""
+
 CHECKSUM_BYTES = hashlib.sha256().digest_size
+
+
+def project_folder() -> Path:
+    """The project's folder, even from one of DVC's temporary copies of it."""
+    project, _, _ = str(Path.cwd()).partition("/.dvc/tmp/exps/")
+    return Path(project)
 
 
 @contextmanager
@@ -71,6 +81,27 @@ def sha256(path: Path) -> str:
     """Compute the SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def remembered_sha256(path: Path) -> str:
+    """Compute the SHA-256 of a large file, or remember it if the file has not changed since.
+
+    DVC, too, takes a file for unchanged while inode, size and modification time are the same. A
+    file that is younger than MIN_AGE is not remembered: its time might not tell two writes apart.
+    """
+    status = path.stat()
+    facts = [status.st_ino, status.st_size, status.st_mtime_ns]
+    place = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()
+    note = project_folder() / f".cache/hashes/{place}.json"
+    with suppress(OSError, ValueError, LookupError, TypeError):  # no note, or none of ours
+        known = read_json(note)
+        if known["file"] == facts:
+            return str(known["sha256"])
+    digest = sha256(path)
+    if time.time_ns() - status.st_mtime_ns > MIN_AGE:
+        with suppress(OSError):  # the next run computes it again
+            write_json(note, {"file": facts, "sha256": digest})
+    return digest
 
 
 @contextmanager

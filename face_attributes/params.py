@@ -27,7 +27,7 @@ from face_attributes.errors import UserError
 
 Detector = Literal["yuface", "haar", "yunet", "none"]
 Device = Literal["auto", "cuda", "cpu"]
-Precision = Literal["auto", "fp32", "bf16"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Heads = Literal["joint", "split", "ages"]
 
 Model = Annotated[str, Field(min_length=1)]  # checked by networks.build, which knows all names

@@ -9,7 +9,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -25,6 +25,9 @@ Result = TypeVar("Result")
 PR_SET_PDEATHSIG = 1
 """Of prctl(2): the signal that Linux sends to a process whose parent has ended."""
 SECONDS_BETWEEN_LOOKS = 0.5
+
+_claims = list[FileLock]()
+"""Locks that `claim` holds; an unreferenced one would be released."""
 
 
 @contextlib.contextmanager
@@ -110,6 +113,39 @@ def one_at_a_time(lock: Path, description: str) -> Iterator[None]:
         yield
     finally:
         held.release()
+
+
+def claim(names: Sequence[str], folder: Path) -> tuple[int, int]:
+    """Claim one of several resources until this process ends: the one with the fewest claims.
+
+    Args:
+        folder: of the lock files, one per claim; the same for all processes.
+
+    Returns:
+        The index of the resource, and how many other claims it has.
+
+    Raises:
+        OSError: if the folder cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / "claims.lock"):  # only one process counts at a time
+        counts = [sum(map(_is_held, folder.glob(f"{name}-*.lock"))) for name in names]
+        others = min(counts)
+        index = counts.index(others)
+        lock = FileLock(folder / f"{names[index]}-{os.getpid()}-{len(_claims)}.lock")
+        lock.acquire()
+        _claims.append(lock)
+    return index, others
+
+
+def _is_held(path: Path) -> bool:
+    """Whether a process holds the lock of a claim; if not, delete it."""
+    try:
+        with FileLock(path, timeout=0):
+            path.unlink(missing_ok=True)
+    except Timeout:
+        return True
+    return False
 
 
 def end_with_parent() -> None:

@@ -163,7 +163,8 @@ def main(
     )
     with checkpoint.locked():
         report = partial(print, "fold", number, flush=True)
-        result = fit(network, fold, make_inputs, train, checkpoint, report)
+        scaler = hardware.loss_scaler()
+        result = fit(network, fold, make_inputs, train, checkpoint, report, scaler)
 
     predicted = result.inputs.predict(fold.validation, train.prediction)
     metrics = make_metrics(result, fold, predicted, parameters)

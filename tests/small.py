@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 from face_attributes.networks.build import build
 from face_attributes.networks.device import Hardware
@@ -56,6 +56,20 @@ def tiny_network() -> nn.Module:
             nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1),
             nn.Flatten(), nn.Linear(8, 18),
         )  # fmt: skip
+
+
+class LittleMemory(nn.Module):
+    """A network that runs out of memory if it is given more than `limit` images."""
+
+    def __init__(self, network: nn.Module, limit: int) -> None:
+        super().__init__()
+        self.network, self.limit = network, limit
+
+    def forward(self, images: Tensor) -> Tensor:
+        if len(images) > self.limit:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        outputs: Tensor = self.network(images)
+        return outputs
 
 
 def small_recipe(fallback: list[float] | None) -> Recipe:

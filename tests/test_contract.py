@@ -254,7 +254,7 @@ LAYERS = {
     "revisions": {"errors"},
     "photos": {"errors", "files", "progress"},
     "faces": {"errors", "params", "photos"},
-    "networks": {"errors", "files", "params", "photos"},
+    "networks": {"errors", "files", "params", "photos", "processes"},
     "scoring": {"errors", "photos", "revisions"},
     "pages": set[str](),
     "training": {

@@ -12,7 +12,7 @@ from face_attributes.inference.ensemble import ensemble_probabilities, read_netw
 from face_attributes.networks.build import AgesHead, head_name
 from face_attributes.networks.views import make_views
 from face_attributes.params import PredictionParams
-from tests.small import CPU, FALLBACK, small_recipe, write_networks
+from tests.small import CPU, FALLBACK, LittleMemory, small_recipe, write_networks
 
 
 def network_files(folder: Path) -> list[Path]:
@@ -38,6 +38,13 @@ def test_probabilities_are_the_geometric_mean_of_calibrated_networks(trained: Pa
     mean = ensemble_probabilities(networks, torch.from_numpy(crops), recipes, CPU, batch_size=16)
     assert mean == pytest.approx(expected, abs=1e-5)
     assert mean.std(axis=0).max() > 0.01, "photos must differ for the test to mean anything"
+    tight = [LittleMemory(network, 6) for network in networks]  # that is one photo with its views
+    in_halves = ensemble_probabilities(tight, torch.from_numpy(crops), recipes, CPU, batch_size=16)
+    assert in_halves == pytest.approx(mean, abs=1e-5)
+    for network in tight:
+        network.limit = 5
+    with pytest.raises(UserError, match="does not hold a single photo"):
+        ensemble_probabilities(tight, torch.from_numpy(crops), recipes, CPU, batch_size=16)
 
 
 def test_networks_keep_the_age_edges_they_were_trained_with(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Fingerprints change with everything that results depend on."""
 
+import pytest
 import torch
 
 from face_attributes.networks.device import Hardware
@@ -22,6 +23,21 @@ def test_fingerprint_changes_with_facts_tensors_and_machine() -> None:
     torch.set_num_threads(torch.get_num_threads() + 1)
     others.add(fingerprint(("a", 1), STATE, CPU))
     assert len(others - {first}) == 6
+
+
+def test_fingerprint_on_a_gpu_changes_with_its_model_and_not_with_the_cpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def on_gpu(index: int, name: str, cudnn: int) -> str:
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: name)
+        monkeypatch.setattr(torch.backends.cudnn, "version", lambda: cudnn)
+        return fingerprint("a", STATE, Hardware(torch.device("cuda", index), torch.float32))
+
+    first = on_gpu(0, "H100", 92400)
+    assert on_gpu(1, "H100", 92400) == first
+    torch.set_num_threads(torch.get_num_threads() + 1)
+    assert on_gpu(0, "H100", 92400) == first
+    assert len({first, on_gpu(0, "T4", 92400), on_gpu(0, "H100", 91000)}) == 3
 
 
 def test_code_of_networks_and_training_is_included() -> None:

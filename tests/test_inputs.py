@@ -10,12 +10,13 @@ from torch import Tensor, nn
 from face_attributes.errors import UserError
 from face_attributes.networks import convolution
 from face_attributes.networks.build import build
-from face_attributes.networks.freezing import freeze
+from face_attributes.networks.freezing import freeze, split
 from face_attributes.networks.views import make_views, normalise
 from face_attributes.params import AugmentationParams, PredictionParams
+from face_attributes.training import inputs as inputs_module
 from face_attributes.training.feature_store import FeatureStore
-from face_attributes.training.inputs import Inputs, prepare_inputs
-from tests.small import CPU, graded_photos, seeded, tiny_network, train_params
+from face_attributes.training.inputs import Inputs, plain_views, prepare_inputs
+from tests.small import CPU, LittleMemory, graded_photos, seeded, tiny_network, train_params
 
 ROWS = torch.arange(36)
 UNCHANGED = {
@@ -44,14 +45,35 @@ def test_cached_views_without_augmentation_equal_fresh_ones(store: FeatureStore)
     assert fresh.augmented_features is None
     assert cached.augmented_features is not None
     assert cached.augmented_features.shape == (36, 2, 8), "pooled"
-    logits = [each.forward(each.training_batch(ROWS, seeded())) for each in (fresh, cached)]
+    logits = [
+        each.forward(next(each.training_batches([ROWS], seeded()))) for each in (fresh, cached)
+    ]
     torch.testing.assert_close(*logits)
+
+
+def test_features_and_predictions_that_do_not_fit_are_computed_in_halves(
+    store: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both computed by a network for up to 5 of the 36 photos at a time."""
+    expected = prepare(store, cached_views=2, **UNCHANGED)
+
+    def split_with_little_memory(network: nn.Module) -> tuple[nn.Module, nn.Module] | None:
+        halves = split(network)
+        assert halves is not None
+        return LittleMemory(halves[0], 5), LittleMemory(halves[1], 5)
+
+    monkeypatch.setattr(inputs_module, "split", split_with_little_memory)
+    tight = prepare(FeatureStore(tmp_path / "others", 10**8), cached_views=2, **UNCHANGED)
+    for name in ("augmented_features", "plain_features"):
+        torch.testing.assert_close(getattr(tight, name), getattr(expected, name))
+    for views in (plain_views(tight.params), PredictionParams(flip=True, zoom=0.2)):
+        torch.testing.assert_close(tight.predict(ROWS, views), expected.predict(ROWS, views))
 
 
 def test_batch_takes_a_random_view_of_each_photo(store: FeatureStore) -> None:
     inputs = prepare(store, cached_views=3)
     assert inputs.augmented_features is not None
-    batch = inputs.training_batch(ROWS, seeded())
+    batch = next(inputs.training_batches([ROWS], seeded()))
     is_view = (inputs.augmented_features == batch[:, None]).all(dim=2)
     assert is_view.any(dim=1).all()
     assert is_view.any(dim=0).all()
@@ -135,7 +157,7 @@ def test_last_layers_are_matrix_products(
     network: nn.Module = build("resnet18", 32)
     photos = graded_photos(32)
     inputs = prepare_inputs(network, photos, train_params(), CPU, store)
-    batch = inputs.training_batch(ROWS[:8], seeded())
+    batch = next(inputs.training_batches([ROWS[:8]], seeded()))
     inputs.forward(batch).sum().backward()
     assert channels.count(512) == 3
     inputs.predict(ROWS[:8], PredictionParams(flip=True, zoom=0.0))

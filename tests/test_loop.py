@@ -16,9 +16,11 @@ from torch.nn import functional
 
 from face_attributes.errors import UserError
 from face_attributes.networks.build import AgesHead, build
+from face_attributes.networks.device import Hardware
 from face_attributes.networks.views import normalise
 from face_attributes.params import TrainParams
 from face_attributes.photos.labels import NUM_CLASSES, NUM_YEARS
+from face_attributes.training import inputs as inputs_module
 from face_attributes.training import loop
 from face_attributes.training.checkpoint import Checkpoint
 from face_attributes.training.feature_store import FeatureStore
@@ -27,6 +29,7 @@ from face_attributes.training.loop import FitResult, Fold, crowding, make_optimi
 from tests.small import CPU, graded_photos, seeded, tiny_network, train_params
 
 TRAINING, HELD_OUT = torch.arange(24), torch.arange(24, 36)
+CPU16 = Hardware(torch.device("cpu"), torch.float16)
 FAST_LEARNING = {"head_lr": 0.05, "backbone_lr": 0.05, "augmentation.brightness": 0.0}
 
 
@@ -45,6 +48,7 @@ def fit(
     number: int = 0,
     change_inputs: Callable[[Inputs], Inputs] = lambda inputs: inputs,
     years: Tensor | None = None,
+    hardware: Hardware = CPU,
 ) -> tuple[FitResult, list[str]]:
     """Fit a fold in the working folder, and delete its checkpoint; returns the reported lines."""
     photos = graded_photos(16 if isinstance(network, nn.Sequential) else 32)
@@ -55,7 +59,7 @@ def fit(
         prepare_inputs,
         photos=photos,
         params=params,
-        hardware=CPU,
+        hardware=hardware,
         store=FeatureStore(Path("features"), 10**8),
     )
     checkpoint, lines = Checkpoint(Path("fold0.checkpoint"), f"{params}{number}"), list[str]()
@@ -66,6 +70,7 @@ def fit(
         params,
         checkpoint,
         lines.append,
+        hardware.loss_scaler(),
     )
     checkpoint.delete()
     return result, lines
@@ -240,6 +245,9 @@ def test_optimizer_has_rates_per_part(
         assert {key: group[key] for key in facts} == facts
 
 
+OUT_OF_MEMORY = torch.OutOfMemoryError("CUDA out of memory")
+
+
 class FailingBackward(torch.autograd.Function):
     """The identity, whose backward pass runs out of memory."""
 
@@ -260,10 +268,15 @@ class SmallMemory(nn.Module):
     """
 
     def __init__(
-        self, network: nn.Module, fails: Callable[[int, int], bool], in_backward: bool
+        self,
+        network: nn.Module,
+        fails: Callable[[int, int], bool],
+        in_backward: bool,
+        error: RuntimeError = OUT_OF_MEMORY,
     ) -> None:
         super().__init__()
         self.network, self.fails, self.in_backward = network, fails, in_backward
+        self.error = error
         self.calls, self.failed = 0, list[weakref.ref[Tensor]]()
 
     def forward(self, batch: Tensor) -> Tensor:
@@ -273,7 +286,7 @@ class SmallMemory(nn.Module):
         if self.training and self.fails(self.calls, len(batch)):
             self.failed.append(weakref.ref(logits))
             if not self.in_backward:
-                raise torch.OutOfMemoryError("CUDA out of memory")
+                raise type(self.error)(*self.error.args)
             return FailingBackward.apply(logits)  # type: ignore[no-any-return]
         return logits
 
@@ -304,20 +317,25 @@ def test_out_of_memory_halves_the_micro_batch_but_not_the_result(
 
 
 @pytest.mark.parametrize("in_backward", [False, True])
-def test_failed_try_leaves_no_gradients_and_no_graph(
+def test_failed_try_leaves_nothing_behind(
     monkeypatch: pytest.MonkeyPatch, in_backward: bool
 ) -> None:
     """The second of three micro-batches fails after the first has added its gradients.
 
-    A graph must be freed before `empty_cache`, which returns only unused memory to the GPU.
+    Gradients, BatchNorm's statistics and the random numbers of dropout are those of a run that
+    starts with the size that fits. A graph must be freed before `empty_cache`, which returns only
+    unused memory to the GPU.
     """
-    photos, params = graded_photos(), quick(freeze="0")
+    photos, params = graded_photos(), quick()
     targets = functional.one_hot(photos.labels, NUM_CLASSES).float()
-    gradients = []
-    for failing_call in (2, 0):
+    states, random_numbers = list[dict[str, Tensor]](), list[Tensor]()
+    for failing_call, first_size in ((2, 3), (0, 1)):
         network = tiny_network()
-        run = loop.start_run(network, Fold(0, TRAINING, HELD_OUT, targets), params)
-        run.micro_batch = 3
+        network.insert(5, nn.Dropout(0.5))  # type: ignore[operator]
+        run = loop.start_run(
+            network, Fold(0, TRAINING, HELD_OUT, targets), params, CPU.loss_scaler()
+        )
+        run.micro_batch = first_size
         inputs = prepare_inputs(network, photos, params, CPU, FeatureStore(Path("features"), 0))
         memory = SmallMemory(inputs.rest, lambda call, _: call == failing_call, in_backward)  # noqa: B023
         monkeypatch.setattr(torch.cuda, "empty_cache", memory.check_that_failed_graphs_are_freed)
@@ -326,9 +344,117 @@ def test_failed_try_leaves_no_gradients_and_no_graph(
         loop.backward_in_micro_batches(
             run, inputs, normalise(photos.pixels[:9]), targets[:9], counts
         )
-        gradients.append(network.get_parameter("5.weight").grad)
-        assert run.micro_batch == (1 if failing_call else 3)
-    torch.testing.assert_close(*gradients)
+        gradients = {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
+        states.append(gradients | dict(network.named_buffers()))
+        random_numbers.append(torch.rand(3))
+        assert run.micro_batch == 1
+    torch.testing.assert_close(*states, atol=0, rtol=0)
+    assert torch.equal(*random_numbers)
+
+
+def test_errors_of_other_libraries_halve_the_micro_batch_too(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def limit(message: str, inputs: Inputs) -> Inputs:
+        error = RuntimeError(message)
+        rest = SmallMemory(inputs.rest, lambda _, photos: photos > 4, False, error)
+        return dataclasses.replace(inputs, rest=rest.train())
+
+    for message in ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED", "GET was unable to find an engine"):
+        fit(tiny_network(), quick(), change_inputs=partial(limit, message))
+        assert capsys.readouterr().out == "out of memory: continuing with micro-batches of 4\n"
+    with pytest.raises(RuntimeError, match="^device-side assert$"):
+        fit(tiny_network(), quick(), change_inputs=partial(limit, "device-side assert"))
+
+
+@pytest.mark.parametrize("mixup", [0.0, 0.4])
+def test_augmentation_that_does_not_fit_is_repeated_in_halves(
+    monkeypatch: pytest.MonkeyPatch, mixup: float
+) -> None:
+    sizes, augment = list[int](), inputs_module.augment
+
+    def augment_few(pixels: Tensor, *others: Any) -> Tensor:
+        sizes.append(len(pixels))
+        images = augment(pixels, *others)
+        if len(pixels) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return images
+
+    monkeypatch.setattr(inputs_module, "augment", augment_few)
+    result, _ = fit(tiny_network(), quick(epochs=1, **{"augmentation.mixup": mixup}))
+    assert sizes == [8, 4, 4] * 3
+    assert len(result.history) == 1
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_moments_take_their_memory_before_the_first_batch(name: str) -> None:
+    """On a GPU, for which "meta" stands; and they change no step."""
+    params = quick(**{"optimizer.name": name})
+    on_gpu = tiny_network().to("meta")
+    assert set(loop.make_optimizer(on_gpu, params).state) == set(on_gpu.parameters())
+    networks = [tiny_network(), tiny_network()]
+    for network, allocate in zip(networks, (loop.allocate_moments, lambda _: None), strict=True):
+        groups: list[dict[str, Any]] = [{"params": network.parameters()}]
+        optimizer = type(loop.make_optimizer(network, params))(groups, lr=0.1, fused=True)
+        allocate(optimizer)
+        for step in range(3):
+            network(torch.randn(4, 3, 16, 16, generator=seeded(step))).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    assert_close(*networks)
+
+
+class Overflowing(nn.Module):
+    """A network whose gradient is infinite in some of its training calls, counted from 1."""
+
+    def __init__(self, network: nn.Module, overflows: set[int]) -> None:
+        super().__init__()
+        self.network, self.overflows, self.calls = network, overflows, 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.network(images)
+        if self.network.training:
+            self.calls += 1
+            if self.calls in self.overflows:
+                logits.register_hook(lambda gradient: gradient * math.inf)
+        return logits
+
+
+def overflow(calls: set[int], inputs: Inputs) -> Inputs:
+    return dataclasses.replace(inputs, rest=Overflowing(inputs.rest, calls).train())
+
+
+def test_learns_brightness_in_float16() -> None:
+    params = quick(epochs=20, patience=20, **FAST_LEARNING)
+    result, _ = fit(tiny_network(), params, hardware=CPU16)
+    assert loop.evaluate(result.inputs, HELD_OUT)["accuracy"] == 1
+
+
+def test_step_whose_scaled_gradient_overflows_does_not_count() -> None:
+    """Of three steps, the last is the only one that is taken."""
+    params = quick(**{"optimizer.ema": 0.75})
+    network, photos = tiny_network(), graded_photos()
+    fold = Fold(0, TRAINING, HELD_OUT, functional.one_hot(photos.labels, NUM_CLASSES).float())
+    before = copy_state(network)
+    run = loop.start_run(network, fold, params, CPU16.loss_scaler())
+    inputs = prepare_inputs(network, photos, params, CPU16, FeatureStore(Path("features"), 0))
+    loop.train_epoch(run, overflow({1, 2}, inputs), fold, params)
+    assert run.scheduler.last_epoch == 1
+    assert run.scaler.get_scale() == 2**14
+    assert all(state["step"] == 1 for state in run.optimizer.state.values())
+    for name, average in run.average.items():
+        after = network.state_dict()[name]
+        assert not torch.equal(after, before[name])
+        torch.testing.assert_close(average, 0.75 * before[name] + 0.25 * after)
+
+
+def test_gradients_that_overflow_at_any_scale_stop_the_run() -> None:
+    """The scale of 2 ** 16 is halved to less than 1 in 17 steps, which end in the sixth epoch."""
+    params = quick(epochs=9, patience=9)
+    result, _ = fit(tiny_network(), params, 0, partial(overflow, set(range(16))), hardware=CPU16)
+    assert len(result.history) == 9
+    with pytest.raises(UserError, match=r"gradient is (inf|nan) at step 16, .*precision: fp32"):
+        fit(tiny_network(), params, 0, partial(overflow, set(range(99))), hardware=CPU16)
 
 
 def test_single_photo_that_does_not_fit_is_one_line() -> None:
@@ -336,8 +462,8 @@ def test_single_photo_that_does_not_fit_is_one_line() -> None:
         fit(tiny_network(), quick(), change_inputs=partial(limit_memory, 0, False))
 
 
-@pytest.mark.parametrize("epoch", [1, 3])
-def test_interrupted_run_resumes_to_the_same_weights(epoch: int) -> None:
+@pytest.mark.parametrize(("epoch", "hardware"), [(1, CPU), (3, CPU), (3, CPU16)])
+def test_interrupted_run_resumes_to_the_same_weights(epoch: int, hardware: Hardware) -> None:
     """Killed in the phase of the head, and in the last epoch before early stopping can act."""
     params = quick(
         epochs=4,
@@ -350,7 +476,7 @@ def test_interrupted_run_resumes_to_the_same_weights(epoch: int) -> None:
         },
     )
     whole, killed, resumed = tiny_network(), tiny_network(), tiny_network()
-    expected, _ = fit(whole, params)
+    expected, _ = fit(whole, params, hardware=hardware)
 
     class KilledError(Exception):
         pass
@@ -365,8 +491,8 @@ def test_interrupted_run_resumes_to_the_same_weights(epoch: int) -> None:
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KilledError):
         patch.setattr(Checkpoint, "save", save_and_die)
-        fit(killed, params)
-    result, lines = fit(resumed, params)
+        fit(killed, params, hardware=hardware)
+    result, lines = fit(resumed, params, hardware=hardware)
     assert lines[0] == f"resuming after epoch {epoch}/4"
     assert result.history == expected.history
     assert_close(whole, resumed)

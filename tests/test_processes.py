@@ -5,6 +5,7 @@ import shlex
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from pathlib import Path
 
@@ -119,6 +120,56 @@ def test_a_lock_ends_with_its_process_and_names_it(tmp_path: Path) -> None:
         process.kill()
     with one_at_a_time(tmp_path / "lock", "it"):
         pass
+
+
+CLAIM = """
+import sys; from pathlib import Path
+from face_attributes.processes import claim
+print(*claim(["gpu-a", "gpu-b"], Path(sys.argv[1])), flush=True)
+sys.stdin.read()
+"""
+
+
+def start_claiming(folder: Path) -> tuple[subprocess.Popen[str], tuple[int, int]]:
+    """A process that claims one of two GPUs until it ends: its index, and how many share it."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", CLAIM, str(folder)],
+        cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    index, others = map(int, process.stdout.readline().split())
+    return process, (index, others)
+
+
+def test_processes_spread_over_what_they_claim_and_free_it_when_they_end(tmp_path: Path) -> None:
+    processes = list[subprocess.Popen[str]]()
+
+    def start() -> tuple[int, int]:
+        process, claimed = start_claiming(tmp_path / "locks")
+        processes.append(process)
+        return claimed
+
+    try:
+        assert [start() for _ in range(3)] == [(0, 0), (1, 0), (0, 1)]
+        processes[1].kill()
+        processes[1].wait()
+        assert start() == (1, 0), "a free one first"
+        assert start() == (1, 1)
+        processes[0].communicate()  # ends by itself
+        assert start() == (0, 1), "with the one that shared it"
+        assert len(list((tmp_path / "locks").glob("gpu-*.lock"))) == 4, "old ones are deleted"
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
+def test_processes_that_start_at_once_claim_different_ones(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        started = list(pool.map(start_claiming, [tmp_path / "locks"] * 4))
+    for process, _ in started:
+        process.communicate()
+    assert sorted(claimed for _, claimed in started) == [(0, 0), (0, 1), (1, 0), (1, 1)]
 
 
 def test_results_are_in_order() -> None:

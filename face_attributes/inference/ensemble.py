@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from face_attributes.errors import UserError
 from face_attributes.networks.build import build
-from face_attributes.networks.device import Hardware
+from face_attributes.networks.device import Hardware, in_halves
 from face_attributes.networks.recipe import Recipe
 from face_attributes.networks.views import average_views, count_views, make_views, normalise
 from face_attributes.networks.weight_files import load_network, read_recipe
@@ -75,9 +75,17 @@ class Ensemble(nn.Module):
 
 
 def predict_batch(ensemble: Ensemble, pixels: Tensor, hardware: Hardware) -> Tensor:
-    """The ensemble's probabilities (B x 18, on the CPU) of crops that fit into memory at once."""
-    with torch.inference_mode(), hardware.forward_pass():
-        probabilities: Tensor = ensemble(pixels.to(hardware.device)).cpu()
+    """The ensemble's probabilities (B x 18, on the device) of crops (B x S x S x 3, uint8).
+
+    Raises:
+        UserError: if a single photo does not fit into the GPU's memory.
+    """
+
+    def predict(pixels: Tensor) -> tuple[Tensor]:
+        with torch.inference_mode(), hardware.forward_pass():
+            return (ensemble(pixels),)
+
+    (probabilities,) = in_halves(predict, pixels.to(hardware.device))
     return probabilities
 
 
@@ -96,9 +104,10 @@ def ensemble_probabilities(
         batch_size: images computed at once; each view of a photo is one.
     """
     ensemble = Ensemble(networks, recipes)
-    batches = pixels.split(max(1, batch_size // ensemble.views))
-    chunks = [torch.empty(0, NUM_CLASSES)]
-    for batch in progress(batches, len(batches), "predict: batches"):
+    rows = torch.arange(len(pixels), device=hardware.device)
+    batches = rows.split(max(1, batch_size // ensemble.views))
+    chunks = [torch.empty(0, NUM_CLASSES, device=hardware.device)]
+    for batch in progress(hardware.fetch(pixels, batches), len(batches), "predict: batches"):
         chunks.append(predict_batch(ensemble, batch, hardware))
-    probabilities: Probabilities = torch.cat(chunks).numpy()
+    probabilities: Probabilities = torch.cat(chunks).cpu().numpy()
     return probabilities

@@ -153,7 +153,9 @@ def classify(
         for start in range(0, len(crops), MAX_BATCH)
         for crop_probabilities in predict_batch(
             ensemble, torch.from_numpy(np.stack(crops[start : start + MAX_BATCH])), hardware
-        ).numpy()
+        )
+        .cpu()
+        .numpy()
     ]
     next_probabilities = iter(probabilities)
     names = attribute_names(recipe.age_edges)

@@ -1,6 +1,7 @@
 """A network's view of a photo: its normalised pixels, and variants that a prediction averages."""
 
 import math
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -14,9 +15,18 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 def normalise(pixels: Tensor) -> Tensor:
     """Normalise uint8 (B x H x W x 3) as for ImageNet: float32, B x 3 x H x W, channels_last."""
-    mean = torch.tensor(IMAGENET_MEAN, device=pixels.device) * 255
-    std = torch.tensor(IMAGENET_STD, device=pixels.device) * 255
+    mean, std = (_kept if pixels.is_cuda else _mean_and_std)(pixels.device)
     return pixels.sub(mean).div_(std).permute(0, 3, 1, 2)
+
+
+def _mean_and_std(device: torch.device) -> tuple[Tensor, Tensor]:
+    """ImageNet's mean and standard deviation of each channel, of 255."""
+    mean, std = (torch.tensor(values, device=device) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    return mean * 255, std * 255
+
+
+_kept = cache(_mean_and_std)
+"""On a GPU, where each new tensor waits for its work. Not on a CPU, where it may be traced."""
 
 
 def count_views(views: PredictionParams) -> int:

@@ -14,9 +14,9 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from face_attributes.files import read_checksummed, write_checksummed
+from face_attributes.files import project_folder, read_checksummed, write_checksummed
 
-STORED_AS = {torch.float32: "<f4", torch.bfloat16: "<i2"}
+STORED_AS = {torch.float32: "<f4", torch.float16: "<f2", torch.bfloat16: "<i2"}
 """numpy types of the numbers in a file; numpy has no bfloat16."""
 
 
@@ -94,8 +94,7 @@ class FeatureStore:
 
 def open_store(cache_gb: float) -> FeatureStore:
     """Open the project's store, even from one of DVC's temporary copies of the project."""
-    project, _, _ = str(Path.cwd()).partition("/.dvc/tmp/exps/")
-    return FeatureStore(Path(project) / ".cache/features", int(cache_gb * 1e9))
+    return FeatureStore(project_folder() / ".cache/features", int(cache_gb * 1e9))
 
 
 def _read(path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor | None:

@@ -22,11 +22,8 @@ CODE = [
 
 
 def fingerprint(facts: object, state: Mapping[str, Tensor], hardware: Hardware) -> str:
-    """Hash facts (by their `repr`), tensors, CODE and the machine: SHA-256 in hexadecimal.
-
-    The number of threads is included because it changes the order of sums, and so the rounding.
-    """
-    machine = (hardware, library_versions(), torch.get_num_threads())
+    """Hash facts (by their `repr`), tensors, CODE and the machine: SHA-256 in hexadecimal."""
+    machine = (hardware.dtype, library_versions(), describe_device(hardware.device))
     digest = hashlib.sha256(repr((facts, machine)).encode())
     for name, tensor in state.items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -34,6 +31,18 @@ def fingerprint(facts: object, state: Mapping[str, Tensor], hardware: Hardware) 
     for path in CODE:
         digest.update(path.read_bytes())
     return digest.hexdigest()
+
+
+def describe_device(device: torch.device) -> list[str]:
+    """What rounding depends on: the GPU's model, CUDA and cuDNN; or the CPU's number of threads.
+
+    The number of threads changes the order of sums. The index of a GPU changes nothing: a run may
+    resume on another one of the same model.
+    """
+    if device.type == "cuda":
+        versions = [f"CUDA {torch.version.cuda}", f"cuDNN {torch.backends.cudnn.version()}"]
+        return [torch.cuda.get_device_name(device), *versions]
+    return [device.type, f"{torch.get_num_threads()} threads"]
 
 
 def library_versions() -> list[str]:

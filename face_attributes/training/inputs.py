@@ -1,7 +1,7 @@
 """Inputs of the trainable part of a network: photos, or features from its frozen prefix."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from face_attributes.errors import UserError
-from face_attributes.files import sha256
-from face_attributes.networks.device import Hardware
+from face_attributes.files import remembered_sha256
+from face_attributes.networks.device import Hardware, in_halves
 from face_attributes.networks.freezing import split
 from face_attributes.networks.views import average_views, count_views, make_views, normalise
 from face_attributes.params import PredictionParams, Section, TrainParams
@@ -23,8 +23,8 @@ from face_attributes.training.augmentation import augment
 from face_attributes.training.feature_store import FeatureStore
 from face_attributes.training.fingerprint import fingerprint
 
-CHUNK = 128
-"""Number of photos per batch of features or predictions."""
+CHUNK = {"cpu": 128, "cuda": 512}
+"""Number of photos per batch of features or predictions, on each kind of device."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def load_photos(crops: Path, labels: np.ndarray, hardware: Hardware) -> Photos:
     return Photos(
         hardware.to_device_if_it_fits(torch.from_numpy(np.array(read_packed(crops)))),
         torch.tensor(labels, device=hardware.device),
-        sha256(crops),
+        remembered_sha256(crops),
     )
 
 
@@ -64,21 +64,33 @@ class Inputs:
     augmented_features: Tensor | None = None
     plain_features: Tensor | None = None
 
-    def training_batch(self, rows: Tensor, generator: torch.Generator) -> Tensor:
-        """Return a batch for `forward`: freshly augmented photos, or a random cached view each."""
+    def training_batches(
+        self, batches: Sequence[Tensor], generator: torch.Generator
+    ) -> Iterator[Tensor]:
+        """Yield a batch for `forward` of the photos of each batch of rows.
+
+        They are freshly augmented, or a random cached view each.
+        """
+
+        def augmented(pixels: Tensor) -> tuple[Tensor]:
+            return (augment(pixels, self.params.augmentation, generator),)
+
         if self.augmented_features is None:
-            pixels = self.hardware.gather(self.photos.pixels, rows)
-            return augment(pixels, self.params.augmentation, generator)
-        view = torch.randint(
-            self.augmented_features.shape[1],
-            (len(rows),),
-            generator=generator,
-            device=generator.device,
+            for pixels in self.hardware.fetch(self.photos.pixels, batches):
+                (images,) = in_halves(augmented, pixels, generators=[generator])
+                yield images
+            return
+        count = self.augmented_features.shape[1]
+        chosen = (
+            rows * count
+            + torch.randint(count, (len(rows),), generator=generator, device=generator.device)
+            for rows in batches
         )
-        return self._cached(self.augmented_features, view, rows)
+        for features in self.hardware.fetch(self.augmented_features.flatten(0, 1), chosen):
+            yield features.movedim(-1, 1)
 
     def forward(self, batch: Tensor) -> Tensor:
-        """Compute the logits (B x 18 or more, float32) of a batch from `training_batch`."""
+        """Compute the logits (B x 18 or more, float32) of a batch from `training_batches`."""
         with self.hardware.forward_pass():
             if self.prefix is not None and self.augmented_features is None:
                 with torch.no_grad():
@@ -90,27 +102,30 @@ class Inputs:
     def predict(self, rows: Tensor, views: PredictionParams) -> Tensor:
         """Return the log of each photo's mean probabilities over its views (R x 18, on the CPU)."""
         self.rest.eval()
-        count = count_views(views)
-        chunks = [torch.empty(0, NUM_CLASSES)]
-        for chunk in rows.split(CHUNK):
-            with self.hardware.forward_pass():
-                logits = torch.cat([self.rest(view) for view in self._views(chunk, views)])
-            chunks.append(average_views(logits, count).cpu())
-        return torch.cat(chunks)
-
-    def _views(self, rows: Tensor, views: PredictionParams) -> Iterator[Tensor]:
-        """Yield the inputs of the rest of the network for each view, from the cache if possible."""
+        make_inputs: Callable[[Tensor, PredictionParams], Iterator[Tensor]]
+        data, make_inputs = self.photos.pixels, self._render
         if self.plain_features is not None and views == plain_views(self.params):
-            for view in range(self.plain_features.shape[1]):
-                yield self._cached(self.plain_features, torch.full_like(rows, view), rows)
-            return
-        images = normalise(self.hardware.gather(self.photos.pixels, rows))
-        for image in make_views(images, views):
+            data, make_inputs = self.plain_features, self._unpack
+
+        def predict_batch(batch: Tensor) -> tuple[Tensor]:
+            with self.hardware.forward_pass():
+                logits = torch.cat([self.rest(view) for view in make_inputs(batch, views)])
+            return (average_views(logits, count_views(views)),)
+
+        chunks = [torch.empty(0, NUM_CLASSES, device=self.hardware.device)]
+        for batch in self.hardware.fetch(data, rows.split(CHUNK[self.hardware.device.type])):
+            chunks += in_halves(predict_batch, batch)
+        return torch.cat(chunks).cpu()  # one copy at the end: each waits for the GPU
+
+    def _render(self, pixels: Tensor, views: PredictionParams) -> Iterator[Tensor]:
+        """Yield each view of photos (B x S x S x 3), as inputs of the rest of the network."""
+        for image in make_views(normalise(pixels), views):
             yield image if self.prefix is None else self.prefix(image)
 
-    def _cached(self, features: Tensor, view: Tensor, rows: Tensor) -> Tensor:
-        flat_rows = rows * features.shape[1] + view
-        return self.hardware.gather(features.flatten(0, 1), flat_rows).movedim(-1, 1)
+    def _unpack(self, features: Tensor, _: PredictionParams) -> Iterator[Tensor]:
+        """Yield each view of photos from their cached features (B x V x ...)."""
+        for view in features.unbind(1):
+            yield view.contiguous().movedim(-1, 1)
 
 
 def plain_views(params: TrainParams) -> PredictionParams:
@@ -193,19 +208,25 @@ def _features(
     """
     generator = torch.Generator(hardware.device)
 
-    def compute(rows: Tensor) -> Iterator[Tensor]:
-        for images in views.render(hardware.gather(photos.pixels, rows), generator):
+    def compute(pixels: Tensor) -> Iterator[Tensor]:
+        for images in views.render(pixels, generator):
             with torch.no_grad(), hardware.forward_pass():
                 features: Tensor = prefix(images)
             yield features.to(hardware.dtype).movedim(1, -1)
 
+    def compute_batch(pixels: Tensor) -> tuple[Tensor]:
+        return (torch.stack(list(compute(pixels)), dim=1),)
+
     def compute_all() -> Iterator[Tensor]:
         generator.manual_seed(views.seed)
-        chunks = torch.arange(len(photos), device=hardware.device).split(CHUNK)
-        for rows in progress(chunks, len(chunks), f"features, {views.kind}: batches"):
-            yield torch.stack(list(compute(rows)), dim=1)
+        chunks = torch.arange(len(photos), device=hardware.device).split(
+            CHUNK[hardware.device.type]
+        )
+        batches = hardware.fetch(photos.pixels, chunks)
+        for pixels in progress(batches, len(chunks), f"features, {views.kind}: batches"):
+            yield from in_halves(compute_batch, pixels, generators=[generator])
 
-    first = next(compute(torch.zeros(1, dtype=torch.long, device=hardware.device)))
+    first = next(compute(photos.pixels[:1].to(hardware.device)))
     shape = (len(photos), views.count, *first.shape[1:])
     facts = (photos.sha256, str(prefix), shape, views.kind, views.seed, views.cache_key)
     key = fingerprint(facts, prefix.state_dict(), hardware)

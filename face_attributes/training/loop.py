@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,12 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from face_attributes.errors import UserError
 from face_attributes.networks.build import State
+from face_attributes.networks.device import (
+    does_not_fit,
+    global_generators,
+    in_halves,
+    is_out_of_memory,
+)
 from face_attributes.networks.freezing import (
     freeze,
     parameter_groups,
@@ -78,6 +85,7 @@ class TrainingRun:
     network: nn.Module
     optimizer: torch.optim.Optimizer
     scheduler: torch.optim.lr_scheduler.LRScheduler
+    scaler: torch.amp.GradScaler
     generator: torch.Generator
     micro_batch: int
     names: list[str]
@@ -93,15 +101,19 @@ class TrainingRun:
         state = self.network.state_dict()
         return {name: state[name].clone() for name in self.names}
 
+    def generators(self) -> list[torch.Generator]:
+        """All random generators that the run draws from."""
+        return [self.generator, *global_generators(self.generator.device)]
+
     def state_dict(self) -> dict[str, Any]:
         """Return tensors, numbers and strings that the run does not change afterwards."""
-        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
         return {
             "network": self.last_state,
             "average": {name: tensor.clone() for name, tensor in self.average.items()},
             "optimizer": copy.deepcopy(self.optimizer.state_dict()),
             "scheduler": copy.deepcopy(self.scheduler.state_dict()),
-            "random": [self.generator.get_state(), torch.get_rng_state(), *cuda],
+            "scaler": self.scaler.state_dict(),
+            "random": [generator.get_state() for generator in self.generators()],
             "micro_batch": self.micro_batch,
             "best": [self.best_state, self.best_loss, self.best_epoch],
             "history": list(self.history),
@@ -113,10 +125,9 @@ class TrainingRun:
         self.average = state["average"]
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
-        own, cpu, *cuda = (tensor.cpu() for tensor in state["random"])
-        self.generator.set_state(own)
-        torch.set_rng_state(cpu)
-        torch.cuda.set_rng_state_all(cuda)
+        self.scaler.load_state_dict(state["scaler"])
+        for generator, random in zip(self.generators(), state["random"], strict=True):
+            generator.set_state(random.cpu())
         self.micro_batch = state["micro_batch"]
         self.best_state, self.best_loss, self.best_epoch = state["best"]
         self.history = state["history"]
@@ -129,6 +140,7 @@ def fit(
     params: TrainParams,
     checkpoint: Checkpoint,
     report: Callable[[str], None],
+    scaler: torch.amp.GradScaler,
 ) -> FitResult:
     """Train `network` in place for `epochs`, or until `patience` epochs bring no improvement.
 
@@ -138,12 +150,13 @@ def fit(
         network: already moved to the device, channels_last.
         make_inputs: returns the inputs of the network for its current freeze point.
         report: called with one line per epoch.
+        scaler: from `Hardware.loss_scaler`.
 
     Raises:
         UserError: if the network has no part named `params.freeze`, a loss or gradient is not
             finite, or a single photo does not fit into the GPU's memory.
     """
-    run = start_run(network, fold, params)
+    run = start_run(network, fold, params, scaler)
     saved = checkpoint.load(fold.targets.device)
     if saved is not None:
         run.load_state_dict(saved)
@@ -164,7 +177,8 @@ def fit(
         with averaged_weights(run):
             scores = evaluate(inputs, fold.validation)
             state = run.snapshot() if run.average else run.last_state
-        check_finite({"validation loss": torch.tensor([scores["loss"]])}, run, params)
+        steps: int = run.scheduler.last_epoch  # steps, not epochs: it is stepped per batch
+        check_finite({"validation loss": torch.tensor([scores["loss"]])}, steps, params)
         run.history.append(
             {
                 "epoch": epoch,
@@ -213,7 +227,9 @@ def crowding(seconds: float, processor_seconds: float, threads: int) -> str:
     )
 
 
-def start_run(network: nn.Module, fold: Fold, params: TrainParams) -> TrainingRun:
+def start_run(
+    network: nn.Module, fold: Fold, params: TrainParams, scaler: torch.amp.GradScaler
+) -> TrainingRun:
     """Seed the generators, freeze the network, and make its optimizer and schedule."""
     seed = params.seed + fold.number
     torch.manual_seed(seed)  # dropout, stochastic depth and mixup draw from the global generator
@@ -228,6 +244,7 @@ def start_run(network: nn.Module, fold: Fold, params: TrainParams) -> TrainingRu
         network,
         optimizer,
         scheduler,
+        scaler,
         torch.Generator(fold.targets.device).manual_seed(seed),
         params.batch_size,
         trained_names(network),
@@ -248,12 +265,30 @@ def make_optimizer(network: nn.Module, params: TrainParams) -> torch.optim.Optim
         optimizer = torch.optim.SGD(
             groups, momentum=0.9, nesterov=True, weight_decay=settings.weight_decay, fused=True
         )
-    if all(parameter.is_cpu for parameter in network.parameters()):
+    if any(not parameter.is_cpu for parameter in network.parameters()):
+        allocate_moments(optimizer)
+    else:
         # On a CPU, fused kernels copy tensors that are not contiguous, there and back, which takes
         # longer than the step. A channels_last weight is contiguous as O x h x w x I.
         optimizer.register_step_pre_hook(lambda *_: permute_weights(optimizer, (0, 2, 3, 1)))
         optimizer.register_step_post_hook(lambda *_: permute_weights(optimizer, (0, 3, 1, 2)))
     return optimizer
+
+
+def allocate_moments(optimizer: torch.optim.Optimizer) -> None:
+    """Allocate what a new fused AdamW or SGD allocates in its first step, with the same values.
+
+    Before the first batch, so that micro-batches shrink to what is left. In the step it would be
+    too late: it cannot be repeated after some of the weights have changed.
+    """
+    adam = isinstance(optimizer, torch.optim.AdamW)
+    for group in optimizer.param_groups:
+        for weight in group["params"]:
+            names = ("exp_avg", "exp_avg_sq") if adam else ("momentum_buffer",)
+            state = {name: torch.zeros_like(weight) for name in names}
+            if adam:
+                state["step"] = torch.zeros((), device=weight.device)
+            optimizer.state[weight] = state
 
 
 def permute_weights(optimizer: torch.optim.Optimizer, order: tuple[int, ...]) -> None:
@@ -282,7 +317,7 @@ def freeze_point(network: nn.Module, params: TrainParams, epoch: int) -> str:
 
 
 def train_epoch(run: TrainingRun, inputs: Inputs, fold: Fold, params: TrainParams) -> float:
-    """Train one epoch and return the mean loss of its steps.
+    """Train one epoch and return the mean loss of its batches.
 
     Raises:
         UserError: as `fit`.
@@ -294,20 +329,44 @@ def train_epoch(run: TrainingRun, inputs: Inputs, fold: Fold, params: TrainParam
     batches = list(draw_batches(labels, params.batch_size, params.imbalance, run.generator))
     weights = run.network.state_dict()
     update_average = get_ema_multi_avg_fn(params.optimizer.ema)
+    mix_photos = partial(mix, mixup=params.augmentation.mixup)
     losses, norms = torch.zeros(2, len(batches), device=labels.device)
+    skipped = torch.zeros(len(batches), dtype=torch.bool)
     label = f"epoch {len(run.history) + 1}/{params.epochs}: batches"
-    for step, batch in enumerate(progress(batches, len(batches), label)):
-        images = inputs.training_batch(fold.training[batch], run.generator)
-        images, shares = mix(images, targets[batch], params.augmentation.mixup)
+    rows = [fold.training[batch] for batch in batches]
+    loaded = progress(inputs.training_batches(rows, run.generator), len(batches), label)
+    for step, (batch, images) in enumerate(zip(batches, loaded, strict=True)):
+        images, shares = in_halves(
+            mix_photos, images, targets[batch], generators=[torch.default_generator]
+        )
         losses[step] = backward_in_micro_batches(run, inputs, images, shares, counts)
+        run.scaler.unscale_(run.optimizer)
         norms[step] = get_total_norm(gradients(run.network))
-        run.optimizer.step()
-        run.scheduler.step()
-        run.optimizer.zero_grad()
-        if run.average:
+        skipped[step] = not take_step(run)
+        if run.average and not skipped[step]:
             update_average(list(run.average.values()), [weights[n] for n in run.average], 0)
-    check_finite({"loss": losses, "gradient": norms}, run, params)
+    if run.scaler.get_scale() >= 1:  # else no scale keeps the gradients in the range of float16
+        norms[skipped] = 0
+    check_finite({"loss": losses, "gradient": norms}, len(run.history) * len(batches) + 1, params)
     return float(losses.mean())
+
+
+def take_step(run: TrainingRun) -> bool:
+    """Step the optimizer and the schedule, unless a scaled gradient overflowed.
+
+    Then the loss is scaled less, and the step does not count. Gradients are cleared.
+
+    Returns:
+        Whether the step was taken; in other precisions than float16 it always is.
+    """
+    scale = run.scaler.get_scale()
+    run.scaler.step(run.optimizer)
+    run.scaler.update()
+    taken = run.scaler.get_scale() >= scale
+    if taken:
+        run.scheduler.step()
+    run.optimizer.zero_grad()
+    return taken
 
 
 def gradients(network: nn.Module) -> list[Tensor]:
@@ -320,9 +379,10 @@ def backward_in_micro_batches(
 ) -> Tensor:
     """Accumulate the gradients of a batch's mean loss, in micro-batches that fit into memory.
 
-    On out-of-memory, retry at half the size and keep that size. The gradients equal those of the
-    whole batch up to rounding, except that a trainable BatchNorm normalises each micro-batch by its
-    own statistics.
+    On out-of-memory, retry at half the size and keep that size, with BatchNorm's running statistics
+    and the random generators as before the failed try. The gradients equal those of the whole batch
+    up to rounding, except that a trainable BatchNorm normalises each micro-batch by its own
+    statistics.
 
     Args:
         images: from `Inputs.training_batch` (B x ...).
@@ -335,28 +395,61 @@ def backward_in_micro_batches(
     Raises:
         UserError: if a single photo does not fit.
     """
+    undo_forward_passes = remember_state(run.network, images.device)
     while True:
         pieces = math.ceil(len(images) / run.micro_batch)
         chunks = zip(images.tensor_split(pieces), targets.tensor_split(pieces), strict=True)
         try:
             return torch.stack(
-                [backward_micro_batch(inputs, *chunk, counts, len(images)) for chunk in chunks]
+                [
+                    backward_micro_batch(inputs, *chunk, counts, len(images), run.scaler)
+                    for chunk in chunks
+                ]
             ).sum()
-        except torch.OutOfMemoryError:
-            run.network.zero_grad()
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            if run.micro_batch == 1:
+                raise does_not_fit(error) from None
         # After the except block, because its traceback keeps the failed graph alive.
-        if run.micro_batch == 1:
-            raise UserError(
-                "the GPU's memory does not hold a single photo: lower crop.side, choose a smaller "
-                "weights.model or set train.device: cpu"
-            )
+        run.network.zero_grad()
+        undo_forward_passes()
         run.micro_batch = max(1, min(run.micro_batch, len(images)) // 2)
         print(f"out of memory: continuing with micro-batches of {run.micro_batch}", flush=True)
         torch.cuda.empty_cache()
 
 
+def remember_state(network: nn.Module, device: torch.device) -> Callable[[], None]:
+    """Return a function that restores what forward passes change.
+
+    That is BatchNorm's running statistics, and the random generators of dropout and the like.
+    """
+    generators = global_generators(device)
+    changing = (module for module in network.modules() if module.training)
+    buffers = [buffer for module in changing for buffer in module.buffers(recurse=False)]
+    copies = [torch.empty_like(buffer) for buffer in buffers]
+    states = [generator.get_state() for generator in generators]
+
+    def copy_all(targets: list[Tensor], sources: list[Tensor]) -> None:
+        if buffers:
+            torch._foreach_copy_(targets, sources)  # few kernels on a GPU, for many tensors
+
+    def restore() -> None:
+        copy_all(buffers, copies)
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
+
+    copy_all(copies, buffers)
+    return restore
+
+
 def backward_micro_batch(
-    inputs: Inputs, images: Tensor, targets: Tensor, counts: Tensor, batch_size: int
+    inputs: Inputs,
+    images: Tensor,
+    targets: Tensor,
+    counts: Tensor,
+    batch_size: int,
+    scaler: torch.amp.GradScaler,
 ) -> Tensor:
     """Accumulate the gradients of a micro-batch; return its share of the batch's mean loss.
 
@@ -370,7 +463,7 @@ def backward_micro_batch(
     losses = photo_losses(logits, shares, counts, params.imbalance, smoothing)
     loss = losses.sum() / batch_size
     year_loss = -(year_shares * year_logits.log_softmax(dim=1)).sum() / batch_size
-    (loss + year_loss).backward()
+    scaler.scale(loss + year_loss).backward()
     return loss.detach()
 
 
@@ -405,18 +498,18 @@ def score(log_probabilities: Tensor, labels: Tensor) -> dict[str, float]:
     }
 
 
-def check_finite(figures: dict[str, Tensor], run: TrainingRun, params: TrainParams) -> None:
+def check_finite(figures: dict[str, Tensor], first_step: int, params: TrainParams) -> None:
     """Stop a diverged run; called once per epoch, because each check stalls a GPU.
 
     Args:
-        figures: losses and gradient norms of the last steps of this run.
+        figures: losses and gradient norms of consecutive steps.
+        first_step: number of the first of them.
 
     Raises:
         UserError: naming the step, the learning rates, and what to try.
     """
-    steps: int = run.scheduler.last_epoch  # steps, not epochs: the schedule is stepped per batch
     problems = [
-        (steps - len(values) + index + 1, name, value)
+        (first_step + index, name, value)
         for name, values in figures.items()
         for index, value in enumerate(values.tolist())
         if not math.isfinite(value)

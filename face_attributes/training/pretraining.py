@@ -50,6 +50,7 @@ def _train(network: nn.Module, pixels: Tensor, attributes: Tensor, hardware: Har
     pixels, attributes = pixels.to(hardware.device), attributes.to(hardware.device)
     generator = torch.Generator(hardware.device).manual_seed(torch.initial_seed())
     optimizer = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=0.01)
+    scaler = hardware.loss_scaler()
     steps = EPOCHS * math.ceil(len(pixels) / BATCH)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, LEARNING_RATE, steps, pct_start=WARMUP, cycle_momentum=False
@@ -64,8 +65,9 @@ def _train(network: nn.Module, pixels: Tensor, attributes: Tensor, hardware: Har
             with hardware.forward_pass():
                 logits = network(normalise(brighten(images, 0.2, generator)))
             loss = functional.binary_cross_entropy_with_logits(logits.float(), attributes[rows])
-            loss.backward()
-            optimizer.step()
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
             scheduler.step()
             optimizer.zero_grad()
             correct += ((logits > 0) == (attributes[rows] > 0.5)).sum()

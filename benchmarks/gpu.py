@@ -1,0 +1,741 @@
+"""Check and time training on a GPU, in under five minutes, on a machine without internet.
+
+    python -m benchmarks.gpu           # right first, then fast; ends with a row for docs/results.md
+    python -m benchmarks.gpu --cpu     # all that goes without a GPU, tiny
+
+Checks: float32 is float32, the same seed gives the same bytes, a resumed run too, predictions agree
+with the CPU's, memory that runs out, batches from the host, float16, a step as a CUDA graph.
+Speed, in photos per second: the project's epoch with all that belongs to it; its step as a CUDA
+graph; a plain eager step on one batch that is already there, without augmentation; a loop that a
+`DataLoader` with decoding workers feeds. Exit code 1 if a check failed.
+"""
+
+import argparse
+import hashlib
+import io
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+NEEDED = {  # module: package
+    "filelock": "filelock",
+    "numpy": "numpy",
+    "pandas": "pandas",
+    "PIL": "pillow",
+    "psutil": "psutil",
+    "pydantic": "pydantic",
+    "ruamel": "ruamel.yaml",
+    "torchvision": "torchvision",
+    "tqdm": "tqdm",
+}
+"""What the checks import besides torch; the stages need all of requirements.txt."""
+
+if missing := [package for module, package in NEEDED.items() if find_spec(module) is None]:
+    python = ".".join(map(str, sys.version_info[:2]))
+    sys.exit(
+        f"error: missing here: {', '.join(missing)}. Where there is internet: pip install --target "
+        f"carried -c constraints.txt --only-binary=:all: --python-version {python} --platform "
+        f"manylinux_2_17_x86_64 --platform manylinux_2_28_x86_64 {' '.join(missing)}; copy the "
+        "folder `carried` here and run: PYTHONPATH=carried python -m benchmarks.gpu"
+    )
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from PIL import Image  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
+from torch.nn import functional  # noqa: E402
+from torch.nn.utils import get_total_norm  # noqa: E402
+from torch.optim.swa_utils import get_ema_multi_avg_fn  # noqa: E402
+from torch.utils.data import DataLoader, Dataset  # noqa: E402
+from torchvision.transforms import v2  # noqa: E402
+
+from face_attributes.networks.build import build  # noqa: E402
+from face_attributes.networks.device import Hardware, prepare_hardware  # noqa: E402
+from face_attributes.networks.freezing import freeze, set_train_modes  # noqa: E402
+from face_attributes.networks.views import IMAGENET_MEAN, IMAGENET_STD, normalise  # noqa: E402
+from face_attributes.params import TrainParams, read_params  # noqa: E402
+from face_attributes.photos.labels import NUM_CLASSES  # noqa: E402
+from face_attributes.training.checkpoint import Checkpoint  # noqa: E402
+from face_attributes.training.feature_store import FeatureStore  # noqa: E402
+from face_attributes.training.inputs import (  # noqa: E402
+    Inputs,
+    Photos,
+    plain_views,
+    prepare_inputs,
+)
+from face_attributes.training.loop import (  # noqa: E402
+    Fold,
+    TrainingRun,
+    backward_micro_batch,
+    fit,
+    gradients,
+    start_run,
+    train_epoch,
+)
+
+CPU = Hardware(torch.device("cpu"), torch.float32)
+PHOTOS, FOLDS, EPOCHS = 19_000, 5, 20
+"""The run whose time is estimated."""
+TARGETS = {
+    "H100": {"224 px": 13_000, "96 px": 30_000, "run": 180},
+    "H200": {"224 px": 18_000, "96 px": 35_000, "run": 130},
+}
+"""Photos per second of the project's epoch, and seconds of the run."""
+RATIOS = {"224 px": 1.3, "96 px": 2.5, "workers": 2.5}
+"""Targets against the plain step at each side, and against the decoding workers at 224 px."""
+
+START = time.perf_counter()
+
+
+class NotMeasured(Exception):  # noqa: N818
+    """Why a check or a time could not be taken here."""
+
+
+# ---------------------------------------------------------------------------------- small data
+
+
+def make_photos(count: int, side: int, hardware: Hardware) -> Photos:
+    """Noisy crops of 18 classes that can be told apart, on the device."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(count) % NUM_CLASSES
+    pattern = torch.randint(40, 216, (NUM_CLASSES, 3, 4, 4), generator=generator).float()
+    pattern = functional.interpolate(pattern, (side, side), mode="bilinear").permute(0, 2, 3, 1)
+    noise = torch.randint(-40, 40, (count, side, side, 3), generator=generator)
+    pixels = (pattern[labels] + noise).to(torch.uint8)
+    return Photos(pixels.to(hardware.device), labels.to(hardware.device), f"{count} {side}")
+
+
+def change(params: TrainParams, **changes: Any) -> TrainParams:
+    """The parameters with changes, also of the section `augmentation`."""
+    inner = {k: v for k, v in changes.items() if k in type(params.augmentation).model_fields}
+    outer = {key: value for key, value in changes.items() if key not in inner}
+    augmentation = params.augmentation.model_copy(update=inner)
+    return params.model_copy(update={"augmentation": augmentation, **outer})
+
+
+def make_network(side: int, hardware: Hardware) -> nn.Module:
+    network: nn.Module = build("resnet18", side, seed=0)
+    return network.to(memory_format=torch.channels_last).to(hardware.device)
+
+
+def make_fold(photos: Photos, hardware: Hardware) -> Fold:
+    """Every fifth photo is held out."""
+    rows = torch.arange(len(photos), device=hardware.device)
+    targets = functional.one_hot(photos.labels, NUM_CLASSES).float()
+    return Fold(0, rows[rows % 5 != 0], rows[rows % 5 == 0], targets)
+
+
+def make_run(
+    photos: Photos, params: TrainParams, hardware: Hardware
+) -> tuple[TrainingRun, Inputs, Fold]:
+    """A run at its start, which trains on all photos, and its inputs."""
+    network = make_network(photos.pixels.shape[1], hardware)
+    targets = functional.one_hot(photos.labels, NUM_CLASSES).float()
+    rows = torch.arange(len(photos), device=hardware.device)
+    fold = Fold(0, rows, rows[:0], targets)
+    run = start_run(network, fold, params, hardware.loss_scaler())
+    set_train_modes(network)
+    return run, Inputs(photos, params, hardware, None, network), fold
+
+
+def digest(network: nn.Module) -> str:
+    """A hash of all weights and statistics."""
+    sha = hashlib.sha256()
+    for tensor in network.state_dict().values():
+        sha.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()[:12]
+
+
+def fit_whole(
+    photos: Photos, params: TrainParams, hardware: Hardware, folder: str, kill_after: int = 0
+) -> tuple[str, list[str]]:
+    """Fit a fold as the stage `train` does: a hash of the weights, and the reported lines.
+
+    It resumes from the checkpoint in `folder`, and stops after `kill_after` epochs as if killed.
+    """
+    network = make_network(photos.pixels.shape[1], hardware)
+    store = FeatureStore(Path(folder) / "features", 10**10)
+    checkpoint, lines = Checkpoint(Path(folder) / "checkpoint", "benchmark"), list[str]()
+
+    def report(line: str) -> None:
+        lines.append(line)
+        if kill_after and line.startswith(f"epoch {kill_after}/"):
+            checkpoint.wait()
+            raise InterruptedError
+
+    make_inputs = partial(
+        prepare_inputs, photos=photos, params=params, hardware=hardware, store=store
+    )
+    freeze(network, params.freeze)
+    try:
+        scaler = hardware.loss_scaler()
+        fold = make_fold(photos, hardware)
+        fit(network, fold, make_inputs, params, checkpoint, report, scaler)
+    except InterruptedError:
+        return "", lines
+    return digest(network), lines
+
+
+# -------------------------------------------------------------------------------------- checks
+
+
+def check_float32(hardware: Hardware, params: TrainParams, side: int) -> str:
+    """Gradients of one batch against float64, and the settings of both versions of torch."""
+    backends: Any = torch.backends
+    for name, setting in {"all": backends, "convolutions": backends.cudnn.conv}.items():
+        assert setting.fp32_precision == "ieee", f"{name}: {setting.fp32_precision}"
+    photos = make_photos(16, side, CPU)
+    images, targets = normalise(photos.pixels), functional.one_hot(photos.labels, NUM_CLASSES)
+
+    def gradient(kind: Hardware, network: nn.Module, batch: Tensor) -> Tensor:
+        set_train_modes(network)
+        with kind.forward_pass():
+            logits = network(batch)
+        shares = targets.to(logits.device, logits.dtype)
+        (-(shares * logits.log_softmax(1)).sum(1).mean()).backward()
+        return torch.cat([p.grad.flatten().cpu().double() for p in network.parameters()])  # type: ignore[union-attr]
+
+    exact = gradient(CPU, build("resnet18", side, seed=0).double(), images.double())
+    apart = {}
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        kind = Hardware(hardware.device, dtype)
+        found = gradient(kind, make_network(side, kind), images.to(kind.device))
+        apart[str(dtype).removeprefix("torch.")] = float((found - exact).norm() / exact.norm())
+    assert apart["float32"] < 1e-4, f"float32 gradients are {apart['float32']:.1e} apart"
+    return "gradients against float64: " + ", ".join(f"{k} {v:.0e}" for k, v in apart.items())
+
+
+def check_reproducible(hardware: Hardware, params: TrainParams, side: int) -> str:
+    """The same seed twice, and a run that is killed after an epoch and resumed."""
+    photos, lines = make_photos(20 if side < 64 else 640, side, hardware), list[str]()
+    everything = {"rotation": 9.0, "zoom": 0.1, "camera": 0.5, "occlusion": 0.5, "mixup": 0.4}
+    cases: dict[str, dict[str, Any]] = {
+        "shipped": {},
+        "all augmentation": everything,
+        "layer2 cached": {"freeze": "layer2", "cached_views": 2},
+    }
+    for name, changes in cases.items():
+        changed = change(params, epochs=2, patience=9, **changes)
+        with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as two:
+            first, _ = fit_whole(photos, changed, hardware, one)
+            fit_whole(photos, changed, hardware, two, kill_after=1)
+            resumed, said = fit_whole(photos, changed, hardware, two)
+        assert said[0] == "resuming after epoch 1/2", said
+        assert first == resumed, f"{name}: {first}, and when resumed {resumed}"
+        lines.append(f"{name} {first}")
+    return "the same bytes twice, once resumed: " + ", ".join(lines)
+
+
+def check_predictions(hardware: Hardware, params: TrainParams, side: int) -> str:
+    """The device's predictions against the CPU's in float32."""
+    found = {}
+    for name, kind in {
+        "cpu": CPU,
+        "float32": Hardware(hardware.device, torch.float32),
+        "auto": hardware,
+    }.items():
+        photos = make_photos(40, side, kind)
+        inputs = Inputs(photos, params, kind, None, make_network(side, kind))
+        rows = torch.arange(len(photos), device=kind.device)
+        found[name] = inputs.predict(rows, plain_views(params))
+    exact, half = (float((found["cpu"] - found[k]).abs().max()) for k in ("float32", "auto"))
+    assert exact < 2e-3 and half < 0.3, f"float32 {exact:.1e}, {hardware.dtype} {half:.1e} apart"
+    return f"log-probabilities apart: float32 {exact:.0e}, {hardware.dtype} {half:.0e}"
+
+
+def check_float16(hardware: Hardware, params: TrainParams, side: int) -> str:
+    """Training in float16 with loss scaling learns as training in float32 does."""
+    on_gpu(hardware)  # on a CPU, float16 takes seconds for a step
+    losses = {}
+    for dtype in (torch.float32, torch.float16):
+        kind = Hardware(hardware.device, dtype)
+        photos = make_photos(640, side, kind)
+        with tempfile.TemporaryDirectory() as folder:
+            _, lines = fit_whole(photos, change(params, epochs=4, patience=9), kind, folder)
+        losses[dtype] = float(lines[-1].split("loss ")[1].split(",")[0])
+    exact, half = losses.values()
+    assert abs(half - exact) < 0.25 * exact, f"training loss {half}, in float32 {exact}"
+    return f"training loss after 4 epochs {half}, in float32 {exact}"
+
+
+def check_host(hardware: Hardware, params: TrainParams, side: int) -> str:
+    """Photos that stay on the host give the same bytes as those on the GPU."""
+    on_gpu(hardware)
+    resident = make_photos(640, side, hardware)
+    waiting = Photos(resident.pixels.cpu(), resident.labels, resident.sha256)
+    hashes = set()
+    for photos in (resident, waiting):
+        with tempfile.TemporaryDirectory() as folder:
+            hashes.add(fit_whole(photos, change(params, epochs=1), hardware, folder)[0])
+    assert len(hashes) == 1, hashes
+    return f"the same bytes as from the GPU: {hashes.pop()}"
+
+
+def check_memory(hardware: Hardware, params: TrainParams, side: int) -> str:
+    """A step, a prediction and features with half and a tenth of the memory that they want."""
+    on_gpu(hardware)
+    batch, total = 256, torch.cuda.get_device_properties(hardware.device).total_memory
+    photos, found = make_photos(batch, 2 * side, hardware), list[str]()
+    params = change(params, batch_size=batch)
+
+    def work(limit: float) -> int:
+        """Everything with so many bytes; the size of the micro-batches at the end."""
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        torch.cuda.set_per_process_memory_fraction(min(1.0, limit / total))
+        run, inputs, fold = make_run(photos, params, hardware)
+        train_epoch(run, inputs, fold, params)
+        inputs.predict(fold.training, plain_views(params))
+        freeze(run.network, "layer2")
+        with tempfile.TemporaryDirectory() as folder:
+            prepare_inputs(
+                run.network,
+                photos,
+                change(params, cached_views=1),
+                hardware,
+                FeatureStore(Path(folder), 10**10),
+            )
+        return run.micro_batch
+
+    with redirect_stdout(io.StringIO()):  # the lines about micro-batches
+        work(total)
+        wanted = torch.cuda.max_memory_reserved()
+        try:
+            for share in (0.5, 0.1):
+                micro_batch = work(share * wanted)
+                floor = batch * share / 4
+                assert micro_batch >= floor, f"micro-batches of {micro_batch} at {share:.0%}"
+                found.append(f"micro-batches of {micro_batch} at {share:.0%}")
+        finally:
+            torch.cuda.set_per_process_memory_fraction(1.0)
+    return f"of {wanted / 1e9:.1f} GB for batches of {batch}: " + ", ".join(found)
+
+
+def check_synchronisations(hardware: Hardware, params: TrainParams, side: int) -> str:
+    """How often an epoch of 12 steps waits for the GPU: seldom, not in each step."""
+    on_gpu(hardware)
+    steps, batch = 12, 16
+    params = change(params, batch_size=batch)
+    run, inputs, fold = make_run(make_photos(steps * batch, side, hardware), params, hardware)
+    train_epoch(run, inputs, fold, params)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            train_epoch(run, inputs, fold, params)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    places = [f"{Path(w.filename).name}:{w.lineno}" for w in caught if "synchron" in str(w.message)]
+    counts = {place: places.count(place) for place in sorted(set(places))}
+    scaled = hardware.dtype == torch.float16  # its scale is looked at in each step
+    assert scaled or max(counts.values(), default=0) < steps, counts
+    return f"in {steps} steps: {counts or 'none'}"
+
+
+def check_graph(hardware: Hardware, params: TrainParams, side: int) -> str:
+    """A training step as a CUDA graph gives the same bytes as the eager one."""
+    on_gpu(hardware)
+    batch, steps = 16, 8
+    photos = make_photos(steps * batch, side, hardware)
+    hashes = {}
+    for kind in ("eager", "eager, rates as tensors", "graph"):
+        step = Step(photos, change(params, batch_size=batch), hardware, kind != "eager")
+        run_step = step.capture() if kind == "graph" else step.run_eagerly
+        for _ in range(0 if kind == "graph" else WARM_UP):  # `capture` takes as many
+            run_step()
+        for number in range(steps):
+            step.load(number)
+            run_step()
+        hashes[kind] = digest(step.run.network)
+    assert hashes["graph"] == hashes["eager, rates as tensors"], hashes
+    as_today = "as" if hashes["graph"] == hashes["eager"] else "NOT as"
+    return f"the same bytes, {as_today} with rates as numbers: {hashes['graph']}"
+
+
+CHECKS = (
+    check_float32,
+    check_predictions,
+    check_reproducible,
+    check_float16,
+    check_host,
+    check_memory,
+    check_synchronisations,
+    check_graph,
+)
+
+
+def on_gpu(hardware: Hardware) -> None:
+    """Stop a check that needs a GPU.
+
+    Raises:
+        NotMeasured: without one.
+    """
+    if hardware.device.type != "cuda":
+        raise NotMeasured("there is no GPU")
+
+
+# --------------------------------------------------------------------------- a step as a graph
+
+WARM_UP = 3
+"""Eager steps before a capture, in which libraries allocate what they keep."""
+
+
+class Step:
+    """One training step of the project on inputs that stay in place, eager or as a CUDA graph.
+
+    Like `train_epoch`, without the schedule, and with augmentation ahead of it, in `load`.
+    """
+
+    def __init__(
+        self, photos: Photos, params: TrainParams, hardware: Hardware, tensor_rates: bool
+    ) -> None:
+        self.run, self.inputs, self.fold = make_run(photos, params, hardware)
+        if tensor_rates:  # a graph would repeat a number that it was captured with
+            for group in self.run.optimizer.param_groups:
+                group["lr"] = torch.tensor(group["lr"], device=hardware.device)
+                group["capturable"] = True
+        self.counts = torch.bincount(photos.labels, minlength=NUM_CLASSES)
+        self.batches = self.fold.training.split(params.batch_size)
+        self.images, self.targets = self._batch(0)
+        self.loss, self.norm = torch.zeros(2, device=hardware.device)
+        self.weights = self.run.network.state_dict()
+        self.update_average = get_ema_multi_avg_fn(params.optimizer.ema)
+
+    def _batch(self, number: int) -> tuple[Tensor, Tensor]:
+        rows = self.batches[number % len(self.batches)]
+        (images,) = self.inputs.training_batches([rows], self.run.generator)
+        return images, self.fold.targets[rows]
+
+    def load(self, number: int) -> None:
+        """Augment a batch into the step's inputs."""
+        images, targets = self._batch(number)
+        self.images.copy_(images)
+        self.targets.copy_(targets)
+
+    def run_eagerly(self) -> None:
+        """Forward, backward, norm, optimizer and moving average."""
+        run = self.run
+        size = len(self.images)
+        batch = self.images, self.targets
+        self.loss.copy_(backward_micro_batch(self.inputs, *batch, self.counts, size, run.scaler))
+        self.norm.copy_(get_total_norm(gradients(run.network)))
+        run.optimizer.step()
+        run.optimizer.zero_grad()
+        self.update_average(
+            list(run.average.values()), [self.weights[name] for name in run.average], 0
+        )
+
+    def capture(self) -> Callable[[], None]:
+        """Take WARM_UP steps, and return a function that takes one more at each call."""
+        return capture(self.run_eagerly)
+
+
+def capture(step: Callable[[], None]) -> Callable[[], None]:
+    """Record a step as a CUDA graph, as "Whole-network capture" in torch's notes on CUDA."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(WARM_UP):
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+        step()
+    return graph.replay
+
+
+# --------------------------------------------------------------------------------------- speed
+
+
+def photos_per_second(work: Callable[[], object], photos: int, repeats: int = 3) -> float:
+    """Median speed of a function that goes through so many photos, after a first call."""
+    times = []
+    for _ in range(repeats + 1):
+        synchronise()
+        start = time.perf_counter()
+        work()
+        synchronise()
+        times.append(time.perf_counter() - start)
+    return photos / statistics.median(times[1:])
+
+
+def synchronise() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+@contextmanager
+def free_choice_of_algorithms() -> Iterator[None]:
+    """As a plain script would run: not deterministic, and cuDNN tries what is fastest."""
+    torch.use_deterministic_algorithms(False)
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.backends.cudnn.benchmark = False
+
+
+def plain_step(network: nn.Module, hardware: Hardware) -> Callable[[Tensor, Tensor], None]:
+    """A training step as in a plain script: autocast, fused AdamW, and no more."""
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, fused=True)
+    network.train()
+
+    def step(images: Tensor, labels: Tensor) -> None:
+        half = hardware.dtype != torch.float32
+        with torch.autocast(hardware.device.type, hardware.dtype, enabled=half):
+            loss = functional.cross_entropy(network(images), labels, label_smoothing=0.1)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def time_training(
+    hardware: Hardware, params: TrainParams, side: int, batch: int, steps: int
+) -> dict[str, float]:
+    """Photos per second of the project's epoch, its step as a graph, and a plain eager step."""
+    count, params = steps * batch, change(params, batch_size=batch)
+    pixels = torch.randint(0, 256, (count, side, side, 3), dtype=torch.uint8)
+    photos = Photos(pixels, torch.arange(count) % NUM_CLASSES, "random")
+    photos = Photos(
+        photos.pixels.to(hardware.device), photos.labels.to(hardware.device), photos.sha256
+    )
+    run, inputs, fold = make_run(photos, params, hardware)
+    speeds = {"epoch": photos_per_second(lambda: train_epoch(run, inputs, fold, params), count)}
+    rows = torch.arange(count, device=hardware.device)
+    views = plain_views(params)
+    speeds["prediction"] = photos_per_second(lambda: inputs.predict(rows, views), count)
+    if hardware.device.type == "cuda":
+        step = Step(photos, params, hardware, tensor_rates=True)
+        replay = step.capture()
+
+        def replay_all() -> None:
+            for number in range(steps):
+                step.load(number)
+                replay()
+
+        speeds["graph"] = photos_per_second(replay_all, count)
+    with free_choice_of_algorithms():
+        take = plain_step(make_network(side, hardware), hardware)
+        images, labels = normalise(photos.pixels[:batch]), photos.labels[:batch]
+        speeds["plain step"] = photos_per_second(
+            lambda: [take(images, labels) for _ in range(steps)], count
+        )
+    return speeds
+
+
+class Jpegs(Dataset[tuple[Tensor, int]]):
+    """JPEG files, opened and augmented one by one, as in torchvision's examples."""
+
+    def __init__(self, folder: Path, files: int, count: int, side: int) -> None:
+        self.count = count
+        shift = round(0.08 * side)
+        self.transform = v2.Compose(
+            [
+                v2.Resize(side), v2.CenterCrop(side), v2.ToImage(),
+                v2.RandomCrop(side, shift, padding_mode="edge"), v2.RandomHorizontalFlip(),
+                v2.ColorJitter(0.2), v2.ToDtype(torch.float32, scale=True),
+                v2.Normalize(list(IMAGENET_MEAN), list(IMAGENET_STD)),
+            ]
+        )  # fmt: skip
+        rng = np.random.default_rng(0)
+        self.paths = [folder / f"{number}.jpg" for number in range(files)]
+        for path in self.paths:
+            small = Image.fromarray(rng.integers(0, 256, (32, 24, 3), dtype=np.uint8))
+            small.resize((384, 512)).save(path, quality=90)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        with Image.open(self.paths[index % len(self.paths)]) as image:
+            return self.transform(image.convert("RGB")), index % NUM_CLASSES
+
+
+def time_workers(hardware: Hardware, side: int, batch: int, steps: int, workers: int) -> float:
+    """Photos per second of a loop fed by decoding workers, after its first batches."""
+    take = plain_step(make_network(side, hardware), hardware)
+    with tempfile.TemporaryDirectory() as folder, free_choice_of_algorithms():
+        warm_up = 2 * workers  # batches that the workers prepare while they start
+        data = Jpegs(Path(folder), 200, (steps + warm_up) * batch, side)
+        loader = DataLoader(
+            data, batch, True, num_workers=workers, pin_memory=hardware.device.type == "cuda"
+        )
+        start = 0.0
+        for number, (images, labels) in enumerate(loader):
+            if number == warm_up:
+                synchronise()
+                start = time.perf_counter()
+            images = images.to(
+                hardware.device, memory_format=torch.channels_last, non_blocking=True
+            )
+            take(images, labels.to(hardware.device, non_blocking=True))
+        synchronise()
+        return steps * batch / (time.perf_counter() - start)
+
+
+def time_start(hardware: Hardware) -> float:
+    """Seconds in which a process imports the training loop and opens the device."""
+    start = time.perf_counter()
+    code = (
+        f"import torch, face_attributes.training.loop; torch.zeros(1, device='{hardware.device}')"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    return time.perf_counter() - start
+
+
+# -------------------------------------------------------------------------------------- report
+
+
+def say(mark: str, name: str, text: str) -> None:
+    print(f"[{time.perf_counter() - START:4.0f} s] {mark:4} {name}: {text}", flush=True)
+
+
+def attempt(name: str, work: Callable[[], Any], budget: float) -> tuple[bool, Any]:
+    """Do some work, unless the budget is spent, and say how it went.
+
+    Returns:
+        Whether it did not fail, and its result.
+    """
+    if time.perf_counter() - START > budget:
+        say("----", name, "NOT MEASURED: out of time, raise --budget")
+        return True, None
+    try:
+        result = work()
+    except NotMeasured as reason:
+        say("----", name, f"NOT MEASURED: {reason}")
+        return True, None
+    except Exception as error:
+        say("FAIL", name, f"{type(error).__name__}: {error}"[:400])
+        return False, None
+    finally:
+        torch.cuda.empty_cache()
+    say("ok", name, result if isinstance(result, str) else "done")
+    return True, result
+
+
+def figure(value: float | None, target: float | None = None, unit: str = "") -> str:
+    """A number for a table, with its target."""
+    text = "not measured" if value is None else f"{value:,.1f}" if value < 100 else f"{value:,.0f}"
+    return text + (unit if value is not None else "") + (f" ({target:,g})" if target else "")
+
+
+def ratio(above: float | None, below: float | None) -> float | None:
+    return above / below if above and below else None
+
+
+def main() -> None:
+    """Run all checks, then the timings."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--cpu", action="store_true", help="a tiny run on the CPU")
+    parser.add_argument(
+        "--budget", type=float, default=280, help="seconds; then the rest is left out"
+    )
+    options = parser.parse_args()
+    hardware = prepare_hardware("cpu" if options.cpu else "auto", "fp32" if options.cpu else "auto")
+    cuda = hardware.device.type == "cuda"
+    if not cuda and not options.cpu:
+        sys.exit("error: no GPU can be used here, so NOTHING WAS MEASURED; --cpu checks the rest")
+    name = torch.cuda.get_device_name(hardware.device) if cuda else "no GPU"
+    cudnn = torch.backends.cudnn.version() if cuda else None
+    say("ok", "machine", f"{name}, {hardware.dtype}, torch {torch.__version__}, cuDNN {cudnn}, "
+        f"Python {sys.version.split()[0]}, {os.cpu_count()} cores")  # fmt: skip
+    params = read_params(Path(__file__).parents[1] / "params.yaml").train
+    side = 96 if cuda else 32
+    good = [
+        attempt(
+            check.__name__.removeprefix("check_"),
+            partial(check, hardware, params, side),
+            options.budget,
+        )[0]
+        for check in CHECKS
+    ]
+    sizes = {"224 px": (224, 256, 20), "96 px": (96, 64, 40)} if cuda else {"32 px": (32, 8, 2)}
+    speeds = {}
+    for label, (width, batch, steps) in sizes.items():
+        work = partial(time_training, hardware, params, width, batch, steps)
+        well, found = attempt(f"speed, {label}, batch {batch}", work, options.budget)
+        good.append(well)
+        speeds[label] = found or {}
+    large, (width, batch, steps) = next(iter(sizes.items()))
+    workers = 16 if cuda else 1
+    loop = partial(time_workers, hardware, width, batch, 2 * steps, workers)
+    well, decoded = attempt(f"speed, {workers} decoding workers, {large}", loop, options.budget)
+    good.append(well)
+    well, start = attempt("start of a process", lambda: time_start(hardware), options.budget)
+    good.append(well)
+    report(name, hardware, speeds, decoded, start)
+    if not cuda:
+        print("NO GPU: nothing above says how fast or how right training is on one.")
+    sys.exit(0 if all(good) else "error: checks failed, see FAIL above")
+
+
+def report(
+    name: str,
+    hardware: Hardware,
+    speeds: dict[str, dict[str, float]],
+    decoded: float | None,
+    start: float | None,
+) -> None:
+    """Print the table of speeds, with targets in brackets, and the row for docs/results.md."""
+    targets = next((each for key, each in TARGETS.items() if key in name), dict[str, int]())
+    print(f"\nphotos per second, ResNet18, {hardware.dtype} (in brackets: target)")
+    for label, found in speeds.items():
+        epoch, plain = found.get("epoch"), found.get("plain step")
+        print(
+            f"{label:>7}: epoch {figure(epoch, targets.get(label))}, "
+            f"step as CUDA graph {figure(found.get('graph'))}, plain step {figure(plain)}, "
+            f"epoch / plain step {figure(ratio(epoch, plain), RATIOS.get(label), 'x')}, "
+            f"graph / plain step {figure(ratio(found.get('graph'), plain), None, 'x')}, "
+            f"prediction {figure(found.get('prediction'))}"
+        )
+    large = next(iter(speeds.values()), {})
+    epoch, predicted = large.get("epoch"), large.get("prediction")
+    print(
+        f"decoding workers: {figure(decoded)}, "
+        f"epoch / workers {figure(ratio(epoch, decoded), RATIOS['workers'], 'x')}"
+    )
+    seconds = None
+    if epoch and predicted and start:
+        training = EPOCHS * (0.8 * PHOTOS / epoch + 0.2 * PHOTOS / predicted) + PHOTOS / predicted
+        seconds = FOLDS * (start + training)
+    print(
+        f"estimated, not measured: {FOLDS} folds x {EPOCHS} epochs x {PHOTOS:,} photos, with "
+        f"{figure(start)} s to start each: {figure(seconds, targets.get('run'))} s\n"
+    )
+    small = list(speeds.values())[-1]
+    cells = [
+        name,
+        str(hardware.dtype).removeprefix("torch."),
+        torch.__version__,
+        figure(epoch, targets.get("224 px")),
+        figure(small.get("epoch"), targets.get("96 px")),
+        figure(ratio(epoch, large.get("plain step")), RATIOS["224 px"], "x"),
+        figure(ratio(small.get("epoch"), small.get("plain step")), RATIOS["96 px"], "x"),
+        figure(ratio(epoch, decoded), RATIOS["workers"], "x"),
+        figure(ratio(small.get("graph"), small.get("plain step")), None, "x"),
+    ]
+    if hardware.device.type == "cuda":
+        print(
+            "| GPU | precision | torch | 224 px, batch 256 | 96 px, batch 64 "
+            "| against a plain step, 224 px | 96 px | against 16 workers "
+            "| graph against a plain step, 96 px |"
+        )
+        print("|" + "---|" * len(cells))
+        print(f"| {' | '.join(cells)} |")
+
+
+if __name__ == "__main__":
+    main()
