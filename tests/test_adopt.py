@@ -390,7 +390,7 @@ def test_a_table_with_a_row_per_photo_is_not_used_in_place(table: Path) -> None:
         (",29,", ",old,", "row 2: age 'old' is not a whole number of years"),
         (",M,", ",F,", "row 3: p0 has gender 'male', but 'female' in row 2: correct one"),
         (",29,", ",28,", "row 3: p0 has age 29, but 28 in row 2"),
-        ("01.JPG", "0worn.JPG", "row 3: 0worn.JPG is already in row 2: keep one"),
+        ("01.JPG", "0worn.JPG", "row 3: '0worn.JPG' is already in row 2: keep one"),
         ("0worn.JPG", "gone.JPG", "row 2: there is no photo"),
         ("0worn.JPG", "photos.csv", "photos.csv is not named like a photo (.jpg"),
         ("0worn.JPG", "._0.JPG", "is a hidden file: remove the row"),

@@ -1,5 +1,6 @@
 """Weight files, read as data and never executed as code."""
 
+import errno
 import re
 import zipfile
 from pathlib import Path
@@ -37,9 +38,9 @@ def read_weights(path: Path) -> State:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
     except Exception as error:  # damaged pickles raise anything
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise  # EINVAL: a position before the file's start
         # torch's own message says to trust the file.
         refused = re.search(r"GLOBAL ([\w.]+)", str(error))
         raise UserError(
@@ -54,12 +55,12 @@ def read_weights(path: Path) -> State:
 
 def _check_opened_size(path: Path) -> None:
     """Refuse a compressed file, whose content could be larger than the memory."""
-    if not zipfile.is_zipfile(path):
-        return
     try:
+        if not zipfile.is_zipfile(path):
+            return
         with zipfile.ZipFile(path) as archive:
             opened = sum(entry.file_size for entry in archive.infolist())
-    except zipfile.BadZipFile:
+    except (ValueError, NotImplementedError, zipfile.BadZipFile):
         return  # torch reads it, or says that it is damaged
     if opened > LARGEST_RATIO * path.stat().st_size:
         raise UserError(
