@@ -6,6 +6,7 @@ import functools
 import gc
 import inspect
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -125,7 +126,8 @@ def errors_in_one_line(main: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(main)
     def command(*args: object, **options: object) -> None:
         try:
-            main(*args, **options)
+            with keyboard_interrupts():
+                main(*args, **options)
         except UserError as error:
             _stop(str(error), restorable=not isinstance(error, StillRunningError))
         except Exception as error:
@@ -136,6 +138,19 @@ def errors_in_one_line(main: Callable[..., None]) -> Callable[..., None]:
             _stop(f"{error.filename or 'output'}: {FAULTS_OF_FILES[error.errno]}, then run again")
 
     return command
+
+
+@contextlib.contextmanager
+def keyboard_interrupts() -> Iterator[None]:
+    """Let Ctrl-C raise KeyboardInterrupt in this block, where it ended the process before."""
+    ends = signal.getsignal(signal.SIGINT) is signal.SIG_DFL  # since commands/__init__.py
+    if ends:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        if ends:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def warn_if_outside(path: Path, folder: Path, key: str) -> None:

@@ -10,10 +10,11 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from typer.testing import CliRunner
 
-from face_attributes.command import TIMES, TIMES_VARIABLE, stage_command
+from face_attributes.command import TIMES, TIMES_VARIABLE, stage_command, user_command
 from face_attributes.errors import UserError
 from face_attributes.files import write_json, write_whole
 from face_attributes.progress import progress
@@ -122,6 +123,41 @@ main()
         "\nstopped: finished stages, folds and epochs are kept; `dvc repro` continues there\n"
     )
     assert ends_soon((tmp_path / "started").read_text())
+
+
+def test_ctrl_c_while_a_command_imports_torch_ends_it_without_a_traceback() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "commands.classify", "nowhere.jpg"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=heed_interrupts,
+    ) as process:
+        while "torch" not in "".join(
+            mapped.path for mapped in psutil.Process(process.pid).memory_maps()
+        ):
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=5)
+    assert (process.returncode, output) == (-signal.SIGINT, "")
+
+
+def test_in_a_command_ctrl_c_is_an_exception_again() -> None:
+    """Which `demo`, for one, waits for."""
+
+    @user_command
+    def main() -> None:
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        print("ended")
+
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        assert CliRunner().invoke(main).output == "ended\n"
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_full_disk_is_one_line_and_leaves_the_earlier_file(tmp_path: Path) -> None:
