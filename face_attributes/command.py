@@ -16,7 +16,7 @@ from pathlib import Path
 import typer
 
 from face_attributes.errors import StillRunningError, UserError, lack_of_memory
-from face_attributes.files import write_json
+from face_attributes.files import is_link_into_cache, write_json
 from face_attributes.processes import one_at_a_time
 
 LOCKS = Path(".cache/locks")
@@ -153,10 +153,19 @@ def keyboard_interrupts() -> Iterator[None]:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def warn_if_outside(path: Path, folder: Path, key: str) -> None:
-    """Warn if the file that a parameter names is outside the folder that the stage depends on."""
-    if not path.resolve().is_relative_to(folder.resolve()):
-        _warn(f"{key}: {path} is outside {folder}: DVC will not notice when it changes")
+def refuse_outside(path: Path, folder: Path, key: str) -> None:
+    """Refuse a file that a parameter names outside the folder that the stage depends on.
+
+    Raises:
+        UserError: if it is there, or behind a link; a link into DVC's cache (`cache.type symlink`)
+            is none.
+    """
+    places = [path.parent] if is_link_into_cache(path) else [path.parent, path]
+    if not all(place.resolve().is_relative_to(folder.resolve()) for place in places):
+        raise UserError(
+            f"{key}: {path} is outside {folder}, where DVC would not notice when it changes: copy "
+            f"it to {folder}, and write its path there"
+        )
 
 
 def _warn(message: str) -> None:

@@ -70,7 +70,7 @@ class Project:
         with tempfile.TemporaryFile("w+") as output:
             result = subprocess.run(
                 command, cwd=self.folder, env={**ENVIRONMENT, **variables},
-                stdout=output, stderr=output, timeout=300,
+                stdout=output, stderr=output, timeout=900,
             )  # fmt: skip
             output.seek(0)
             text = output.read()

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from face_attributes.errors import UserError
+from face_attributes.files import is_link_into_cache
 from face_attributes.photos.labels import (
     GENDERS,
     MASK_BY_STEM,
@@ -26,9 +27,6 @@ AGE = re.compile(r"\d{1,3}(\.0)?", re.ASCII)
 
 COUNT = re.compile(r"[1-9]\d{0,5}(\.0)?", re.ASCII)
 CLASS = re.compile(r"\d{1,2}", re.ASCII)
-
-IN_DVC_CACHE = re.compile(r"/files/md5/[0-9a-f]{2}/[0-9a-f]{30}$")
-"""The end of a path in DVC's cache, where a file has the name of its content."""
 
 NOT_A_PHOTO = "not named like a photo of this person"
 
@@ -135,7 +133,7 @@ def child_path(folder: Path, name: str, where: str, names: Mapping[str, str]) ->
             f"{where}: {name!r} must be a plain, visible name in {folder}, without / \\ or ;"
         )
     path = folder / names.get(normal_form(name), name)
-    if path.is_symlink() and not IN_DVC_CACHE.search(path.readlink().as_posix()):
+    if path.is_symlink() and not is_link_into_cache(path):
         raise UserError(f"{where}: {path} is a link: replace it with its target")
     return path
 
