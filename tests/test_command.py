@@ -180,7 +180,9 @@ def test_a_full_disk_is_one_line_and_leaves_the_earlier_file(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("megabytes", "reason"), [(500, "failed to map segment"), (12_000, "to allocate")]
 )
-def test_too_little_memory_is_one_line(tmp_path: Path, megabytes: int, reason: str) -> None:
+def test_too_little_memory_is_one_line_and_so_is_a_low_limit(
+    tmp_path: Path, megabytes: int, reason: str
+) -> None:
     """While torch is imported, and later: under a limit on the process's memory."""
     (tmp_path / "stages").mkdir()
     shutil.copy(ROOT / "stages/__init__.py", tmp_path / "stages")
@@ -196,9 +198,13 @@ def test_too_little_memory_is_one_line(tmp_path: Path, megabytes: int, reason: s
         cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
     )  # fmt: skip
     assert result.returncode == 1
-    assert result.stderr.startswith("error: memory is short (")
-    assert reason in result.stderr
-    assert len(result.stderr.splitlines()) == 1
+    *warnings, error = result.stderr.splitlines()
+    assert error.startswith("error: memory is short (")
+    assert reason in error
+    assert warnings == [
+        "warning: `ulimit -v` allows 0.5 GB, with which libraries may crash or hang without a "
+        "word: allow 5 GB or more"
+    ] * (megabytes < 5000)
 
 
 def test_a_folder_in_the_way_of_a_file_is_one_line(tmp_path: Path) -> None:
