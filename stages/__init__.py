@@ -11,7 +11,6 @@ from types import TracebackType
 from face_attributes.errors import lack_of_memory
 from face_attributes.processes import end_on_interrupt, end_with_parent
 
-
 ADDRESS_SPACE = 5 * 10**9
 """Bytes of `ulimit -v` below which libraries end the process or wait forever as they are imported,
 before anything here can say why."""

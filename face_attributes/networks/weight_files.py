@@ -15,6 +15,7 @@ from face_attributes.errors import UserError
 from face_attributes.files import write_whole
 from face_attributes.networks.build import State
 from face_attributes.networks.recipe import Recipe
+from face_attributes.photos.names import readable_name
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "ema")
 """Keys under which training scripts save a state dict; the first one found is read."""
@@ -84,7 +85,9 @@ def _unwrap(content: object, path: Path) -> State:
         content = content[inside[0]]
     if not isinstance(content, dict) or not content:
         raise UserError(f"weights.source: {path} is not a state dict: it must map names to tensors")
-    others = [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
+    others = [
+        readable_name(str(key)) for key, value in content.items() if not isinstance(value, Tensor)
+    ]
     if others:
         raise UserError(
             f"weights.source: {path} is not a state dict: it must map names to tensors, and has "
