@@ -6,12 +6,13 @@
 PHOTOS is a folder with `train.csv` (gender, age, path; a row per person) and `images/<path>/`; or a
 table with a row per photo (path, person, mask, gender, age), or a folder with one such table. Says
 what is there, shows the difference before it writes, and changes nothing but files in git
-(params.yaml, data/corrections.csv, data/answers.csv). With --copy it also writes the photos to
-data/raw and a file of weights to data/pretrained; with --track, DVC's files beside them. Photos are
-never modified.
+(params.yaml, data/corrections.csv, data/answers.csv) and, of a file of weights, a copy in
+data/pretrained. With --copy it also writes the photos to data/raw; with --track, DVC's files beside
+them. Photos are never modified.
 """
 
 import difflib
+import filecmp
 import shlex
 import shutil
 import subprocess
@@ -271,8 +272,10 @@ def new_params(preset: Path, changes: Mapping[str, Any]) -> tuple[str, Params]:
     return text.getvalue(), params
 
 
-def choose_weights(weights: str, copy: bool) -> tuple[dict[str, Any], str]:
+def choose_weights(weights: str) -> tuple[dict[str, Any], str]:
     """Return the changes of params.yaml for --weights, and the line that explains them.
+
+    A file is copied to PRETRAINED, unless it is there: DVC notices changes nowhere else.
 
     Raises:
         UserError: if another file is in the way of the copy.
@@ -292,12 +295,7 @@ def choose_weights(weights: str, copy: bool) -> tuple[dict[str, Any], str]:
     source = relative(file.parent.resolve() / file.name)
     if is_inside(file.parent, PRETRAINED):
         return {"weights": {"source": source}}, f"weights: {file}, in place"
-    if not copy:
-        return {"weights": {"source": source}}, (
-            f"weights: {file}, in place; DVC will not notice when it changes: add --copy to copy "
-            f"it to {PRETRAINED}"
-        )
-    if target.exists():
+    if target.exists() and not filecmp.cmp(file, target, shallow=False):
         raise UserError(f"{target} is in the way of the copy: move it, or pass it as --weights")
     return {"weights": {"source": target.as_posix()}}, f"weights: a copy in {PRETRAINED}"
 
@@ -492,7 +490,7 @@ def main(
     columns: Annotated[
         str, typer.Option(help="Columns of a table with a row per photo, as person=who,mask=state")
     ] = "",
-    copy: Annotated[bool, typer.Option("--copy", help="Copy photos and weights to data/")] = False,
+    copy: Annotated[bool, typer.Option("--copy", help="Copy the photos to data/raw")] = False,
     track: Annotated[
         bool, typer.Option("--track", help="Let DVC track photos and weights")
     ] = False,
@@ -514,7 +512,7 @@ def main(
 
     copies = list_copies(source, evaluation_photos, evaluation)
     values: dict[str, Any] = {"data": locate(source, evaluation, answers, copies, copy)}
-    weight_values, remark = choose_weights(weights, copy)
+    weight_values, remark = choose_weights(weights)
     print(remark)
     values |= weight_values
     if folds < len(params.folds.index):

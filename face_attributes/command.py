@@ -6,6 +6,7 @@ import functools
 import gc
 import inspect
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ from pathlib import Path
 import typer
 
 from face_attributes.errors import StillRunningError, UserError, lack_of_memory
-from face_attributes.files import write_json
+from face_attributes.files import is_link_into_cache, write_json
 from face_attributes.processes import one_at_a_time
 
 LOCKS = Path(".cache/locks")
@@ -125,7 +126,8 @@ def errors_in_one_line(main: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(main)
     def command(*args: object, **options: object) -> None:
         try:
-            main(*args, **options)
+            with keyboard_interrupts():
+                main(*args, **options)
         except UserError as error:
             _stop(str(error), restorable=not isinstance(error, StillRunningError))
         except Exception as error:
@@ -138,10 +140,32 @@ def errors_in_one_line(main: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def warn_if_outside(path: Path, folder: Path, key: str) -> None:
-    """Warn if the file that a parameter names is outside the folder that the stage depends on."""
-    if not path.resolve().is_relative_to(folder.resolve()):
-        _warn(f"{key}: {path} is outside {folder}: DVC will not notice when it changes")
+@contextlib.contextmanager
+def keyboard_interrupts() -> Iterator[None]:
+    """Let Ctrl-C raise KeyboardInterrupt in this block, where it ended the process before."""
+    ends = signal.getsignal(signal.SIGINT) is signal.SIG_DFL  # since commands/__init__.py
+    if ends:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        if ends:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def refuse_outside(path: Path, folder: Path, key: str) -> None:
+    """Refuse a file that a parameter names outside the folder that the stage depends on.
+
+    Raises:
+        UserError: if it is there, or behind a link; a link into DVC's cache (`cache.type symlink`)
+            is none.
+    """
+    places = [path.parent] if is_link_into_cache(path) else [path.parent, path]
+    if not all(place.resolve().is_relative_to(folder.resolve()) for place in places):
+        raise UserError(
+            f"{key}: {path} is outside {folder}, where DVC would not notice when it changes: copy "
+            f"it to {folder}, and write its path there"
+        )
 
 
 def _warn(message: str) -> None:

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -21,6 +22,14 @@ MIN_AGE = 2 * 10**9
 """Nanoseconds, more than the resolution of any file system's times."""
 
 CHECKSUM_BYTES = hashlib.sha256().digest_size
+
+IN_DVC_CACHE = re.compile(r"/files/md5/[0-9a-f]{2}/[0-9a-f]{30}$")
+"""The end of a path in DVC's cache, where a file has the name of its content."""
+
+
+def is_link_into_cache(path: Path) -> bool:
+    """Whether a path is a link that DVC made in place of an output (`cache.type symlink`)."""
+    return path.is_symlink() and bool(IN_DVC_CACHE.search(path.readlink().as_posix()))
 
 
 def project_folder() -> Path:

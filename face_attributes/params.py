@@ -264,6 +264,8 @@ def read_yaml(path: Path) -> object:
         return _yaml().load(text)
     except YAMLError as error:
         raise UserError(f"{path} is not valid YAML: {_locate(error, text)}") from None
+    except KeyError:  # ruamel.yaml's, of `%YAML 9.9`
+        raise UserError(f"{path} is not valid YAML: %YAML names no version of it") from None
     except RecursionError:
         raise UserError(f"{path}: {_deep_line(text)} is nested too deeply") from None
 

@@ -25,6 +25,7 @@ Result = TypeVar("Result")
 PR_SET_PDEATHSIG = 1
 """Of prctl(2): the signal that Linux sends to a process whose parent has ended."""
 SECONDS_BETWEEN_LOOKS = 0.5
+PARENT_IS_GONE = "\nstopped: the process that started this one is gone"
 
 _claims = list[FileLock]()
 """Locks that `claim` holds; an unreferenced one would be released."""
@@ -152,18 +153,28 @@ def end_with_parent() -> None:
     """End this process, and its workers, when the process that started it is gone.
 
     However that one ended: nothing can catch `kill -9`. For a stage that DVC started through a
-    shell, it is DVC that counts.
+    shell, it is DVC that counts. It may be gone already, while Python started: then the system has
+    handed this process over to one in another session.
     """
     starters = _starters()
+    if sys.platform != "win32" and not (starters and _in_this_session(starters[-1].pid)):
+        _end(PARENT_IS_GONE, signal.SIGKILL)
     if sys.platform == "linux":  # at once, even within a long step
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
     def watch() -> None:
         while _starters() == starters:
             time.sleep(SECONDS_BETWEEN_LOOKS)
-        _end("\nstopped: the process that started this one is gone", signal.SIGKILL)
+        _end(PARENT_IS_GONE, signal.SIGKILL)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def _in_this_session(pid: int) -> bool:
+    try:
+        return os.getsid(pid) == os.getsid(0)
+    except OSError:  # it has just ended; some systems do not tell of other sessions
+        return False
 
 
 def _starters() -> list[psutil.Process]:

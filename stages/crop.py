@@ -22,7 +22,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
 
-from face_attributes.command import stage_command
+from face_attributes.command import refuse_outside, stage_command
 from face_attributes.errors import UserError
 from face_attributes.faces.boxes import BOX, TURNS, Boxes, Way, fill_boxes, median_box
 from face_attributes.faces.contact_sheet import draw_contact_sheet
@@ -138,19 +138,6 @@ def count_ways(table: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def check_inside(model: Path, detectors: Path) -> None:
-    """Check that a detector's model is in the folder that the stage depends on.
-
-    Raises:
-        UserError: if it is not, or is a link out of it.
-    """
-    if not model.resolve().is_relative_to(detectors.resolve()):
-        raise UserError(
-            f"crop.yunet_model: {model} is outside {detectors}, where DVC would not notice when it "
-            f"changes: copy it to {detectors}, and write its path there"
-        )
-
-
 @stage_command
 def main(clean: Path, detectors: Path, out: Path) -> None:
     """Crop the photos in the tables of CLEAN and pack the crops in OUT.
@@ -163,7 +150,7 @@ def main(clean: Path, detectors: Path, out: Path) -> None:
     evaluation = evaluation[evaluation["rejected"] == ""]
 
     if params.crop.detector == "yunet":
-        check_inside(Path(params.crop.yunet_model), detectors)
+        refuse_outside(Path(params.crop.yunet_model), detectors, "crop.yunet_model")
     load_detector(params.crop.detector, params.crop.yunet_model)  # before the pools fork
     faces = find_all("train", photos["path"].to_list(), params.crop)
     evaluation_faces = find_all("evaluation", evaluation["path"].to_list(), params.crop)

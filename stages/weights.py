@@ -19,7 +19,7 @@ import torch
 import torchvision
 from torch import Tensor
 
-from face_attributes.command import stage_command, warn_if_outside
+from face_attributes.command import refuse_outside, stage_command
 from face_attributes.errors import UserError
 from face_attributes.faces.cut import cut
 from face_attributes.faces.drawing import (
@@ -139,7 +139,7 @@ def main(folder: Path, out: Path) -> None:
     params = read_params()
     source = params.weights.source
     if source not in ("none", "drawn", "imagenet", "pretrained"):
-        warn_if_outside(Path(source), folder, "weights.source")
+        refuse_outside(Path(source), folder, "weights.source")
     state, digest = initial_state(params)
     write_weights(out / "initial.safetensors", state)
     numbers = sum(tensor.numel() for tensor in state.values())

@@ -34,6 +34,29 @@ ENVIRONMENT = {
     "GIT_COMMITTER_EMAIL": "a@b",
 }  # fmt: skip
 
+RECORDER = """
+import os, sys
+
+if "DVC_STAGE" in os.environ:
+    stage, project, seen = os.environ["DVC_STAGE"].split(":")[-1], os.getcwd(), set()
+    log = os.open(os.environ["OPENED_FILES"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+
+    def record(event, arguments):
+        if event != "open" or not isinstance(arguments[0], (str, bytes)):
+            return
+        path, mode, flags = arguments
+        reads = "r" in mode if mode else flags & os.O_ACCMODE == os.O_RDONLY
+        path = os.path.relpath(os.fsdecode(path), project)
+        if reads and path not in seen and not path.startswith(".."):
+            seen.add(path)
+            os.write(log, os.fsencode(f"{stage} {path}\\n"))
+
+    sys.addaudithook(record)
+"""
+"""A sitecustomize.py that lists the files in the project that stages of DVC open for reading.
+
+Those that Python opens, modules included; libraries in other languages open some by themselves."""
+
 
 class Project:
     """A repository with the project in it, to run commands in."""
@@ -41,13 +64,14 @@ class Project:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def run(self, *command: str, code: int = 0) -> str:
-        """Run a command and return its output, both streams together."""
+    def run(self, *command: str, code: int = 0, **variables: str) -> str:
+        """Run a command, with environment variables; return its output, both streams together."""
         # Not a pipe, which a process that the command leaves behind would keep open.
         with tempfile.TemporaryFile("w+") as output:
             result = subprocess.run(
-                command, cwd=self.folder, env=ENVIRONMENT, stdout=output, stderr=output, timeout=300
-            )
+                command, cwd=self.folder, env={**ENVIRONMENT, **variables},
+                stdout=output, stderr=output, timeout=900,
+            )  # fmt: skip
             output.seek(0)
             text = output.read()
         assert (result.returncode == 0) == (code == 0), text
@@ -57,9 +81,9 @@ class Project:
         """Run a module, such as "commands.compare"."""
         return self.run(sys.executable, "-m", *arguments, code=code)
 
-    def repro(self, *options: str) -> set[str]:
+    def repro(self, *options: str, **variables: str) -> set[str]:
         """Reproduce, and return the stages that ran or came from the run cache."""
-        output = self.run("dvc", "repro", *options)
+        output = self.run("dvc", "repro", *options, **variables)
         return set(re.findall(r"(?:Running stage|Stage) '([\w@]+)'(?::| is cached)", output))
 
     def outdated(self) -> set[str]:
@@ -106,7 +130,11 @@ def create_project(folder: Path) -> Project:
     project.run("git", "init", "-q")
     project.run("git", "add", "--all")
     project.run("git", "add", "--force", "data/none.csv")
-    (folder / "first_run.txt").write_text("\n".join(sorted(project.repro())))
+    recorder = folder / ".git/recorder"
+    recorder.mkdir()
+    (recorder / "sitecustomize.py").write_text(RECORDER)
+    stages = project.repro(PYTHONPATH=str(recorder), OPENED_FILES=str(recorder / "opened.txt"))
+    (folder / "first_run.txt").write_text("\n".join(sorted(stages)))
     project.run("git", "add", "--all", ":!first_run.txt")
     project.run("git", "commit", "-qm", "baseline")
     (folder / "first_run.txt").rename(folder / ".git/first_run.txt")

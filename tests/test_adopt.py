@@ -144,14 +144,17 @@ def test_the_project_uses_the_photos_in_place_with_the_values_of_the_preset(
         "train": str(train), "eval": str(evaluation), "answers": str(evaluation / "answers.csv"),
         "corrections": "data/corrections.csv",
     }  # fmt: skip
-    assert params.weights.source == str(weights)
+    assert params.weights.source == "data/pretrained/faces.safetensors"
+    assert Path("data/pretrained/faces.safetensors").read_bytes() == weights.read_bytes()
     assert (params.train.heads, params.train.freeze, params.crop.side) == ("ages", "layer1", 96)
     assert changed() == ["data/corrections.csv", "params.yaml"]
     assert Path("data/corrections.csv").read_text() == "person,photo,field,old,new,reason\n"
     assert contents(train) == photos
     assert output.splitlines()[-2:] == [
-        "undo: git checkout params.yaml data/corrections.csv", "next: dvc repro",
-    ]  # fmt: skip
+        "undo: git checkout params.yaml data/corrections.csv; "
+        "rm -r data/pretrained/faces.safetensors",
+        "next: dvc repro",
+    ]
     git("checkout", "params.yaml", "data/corrections.csv")
     assert changed() == []
 
@@ -266,7 +269,7 @@ def test_weights_may_be_a_link_into_the_cache_of_dvc_and_their_path_may_contain_
     git("checkout", "params.yaml")
     shutil.rmtree("data/raw")
     run(train, "--weights", quoted)
-    assert read_params().weights.source == str(quoted)
+    assert read_params().weights.source == "data/pretrained/my 'own'.safetensors"
 
 
 def test_without_git_it_warns_that_nothing_can_be_undone(
@@ -390,7 +393,7 @@ def test_a_table_with_a_row_per_photo_is_not_used_in_place(table: Path) -> None:
         (",29,", ",old,", "row 2: age 'old' is not a whole number of years"),
         (",M,", ",F,", "row 3: p0 has gender 'male', but 'female' in row 2: correct one"),
         (",29,", ",28,", "row 3: p0 has age 29, but 28 in row 2"),
-        ("01.JPG", "0worn.JPG", "row 3: 0worn.JPG is already in row 2: keep one"),
+        ("01.JPG", "0worn.JPG", "row 3: '0worn.JPG' is already in row 2: keep one"),
         ("0worn.JPG", "gone.JPG", "row 2: there is no photo"),
         ("0worn.JPG", "photos.csv", "photos.csv is not named like a photo (.jpg"),
         ("0worn.JPG", "._0.JPG", "is a hidden file: remove the row"),
@@ -500,7 +503,9 @@ def test_weights_of_another_network_are_one_line(train: Path, weights: Path) -> 
 
 def test_what_is_in_the_way_of_a_copy_is_never_replaced(train: Path, weights: Path) -> None:
     Path("data/pretrained").mkdir()
-    Path("data/pretrained/faces.safetensors").write_text("another file")
+    target = Path(shutil.copy(weights, "data/pretrained"))
+    assert "weights: a copy in data/pretrained" in run(train, "--weights", weights)
+    target.write_text("another file")
     message = error(train, "--copy", "--weights", weights)
     assert "data/pretrained/faces.safetensors is in the way of the copy" in message
     Path("data/raw").mkdir()

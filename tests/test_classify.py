@@ -308,6 +308,20 @@ def test_other_formats_of_photos_are_read_and_get_jpeg_copies(
         assert copy.format == "JPEG"
 
 
+@pytest.mark.usefixtures("networks")
+def test_a_reader_that_goes_away_ends_it_quietly() -> None:
+    Path("photos").mkdir()
+    for number in range(100):
+        save_photo(Path(f"photos/{number}.png"), number)
+    command = f"{sys.executable} -m commands.classify photos --fallback | head -1"
+    done = subprocess.run(
+        ["bash", "-c", command],
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert len(done.stdout.splitlines()) == 1
+    assert done.stderr == ""
+
+
 def test_names_of_copies_never_clash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not even on a file system that ignores case."""
     monkeypatch.chdir(tmp_path)

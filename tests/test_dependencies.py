@@ -1,13 +1,50 @@
 """DVC notices every change of the data that stages read, also behind links."""
 
 import shutil
+from importlib.util import source_from_cache
 from pathlib import Path
 
 import pytest
+from dvc.repo import Repo
 
 from tests.project import Project
+from tests.test_contract import FRAME, STAGES
 
 pytestmark = pytest.mark.slow
+
+
+NOT_DEPENDENCIES = {
+    Path("params.yaml"),  # dvc.yaml lists parameters by name
+    *map(Path, (".dvc", ".dvcignore", ".gitignore")),  # `clean` asks DVC which photos it ignores
+    Path(".git"),  # the last commit, with which the report compares the run
+    Path(".cache"),  # checkpoints and features, by a fingerprint of what they were made from; times
+    *(Path(f"face_attributes/{name}.py") for name in FRAME),
+}
+
+
+def test_stages_open_only_what_they_depend_on(project: Project) -> None:
+    """The files of the first run: data, and modules of the project that a stage imports."""
+    with Repo(str(project.folder)) as repo:
+        known = {
+            stage.name: {Path(each.fs_path) for each in [*stage.deps, *stage.outs]}
+            for stage in repo.index.stages
+        }
+    opened = dict[str, set[Path]]()
+    for line in (project.folder / ".git/recorder/opened.txt").read_text().splitlines():
+        stage, _, name = line.partition(" ")
+        opened.setdefault(stage, set()).add(
+            Path(source_from_cache(name) if name.endswith(".pyc") else name)
+        )
+    assert {stage.split("@")[0] for stage in opened} == set(STAGES)
+    for stage, paths in opened.items():
+        places = NOT_DEPENDENCIES | {path.relative_to(project.folder) for path in known[stage]}
+        assert any(path.suffix == ".py" for path in paths), "modules are recorded"
+        undeclared = {
+            path
+            for path in paths
+            if path.name != "__init__.py" and not places & {path, *path.parents}
+        }
+        assert undeclared == set(), stage
 
 
 @pytest.fixture(scope="module")

@@ -42,6 +42,25 @@ def test_ages_are_compared_with_people_of_the_same_age_not_of_the_group() -> Non
     assert probabilities[-1, 2] < 0.1
 
 
+@pytest.mark.parametrize("missing", [0, 1, 2])
+def test_an_age_group_without_people_leaves_the_others_comparable(missing: int) -> None:
+    ages = np.repeat([age for group, age in enumerate([25, 45, 75]) if group != missing], 40)
+    given = np.digitize(ages, [30, 60])
+    evidence = given + np.tile(np.linspace(-0.1, 0.1, 40), 2)
+    evidence[-1] = given[0]
+    probabilities = ordinal_posterior(evidence, ages, given)
+    assert np.isfinite(probabilities).all()
+    assert (probabilities[:, missing] == 0).all()
+    assert probabilities[-1, given[-1]] < 0.1
+    assert (probabilities[np.arange(79), given[:-1]] > 0.5).all()
+
+
+def test_a_gender_that_nobody_has_is_no_suggestion() -> None:
+    given = np.ones(20, dtype=int)
+    probabilities = two_class_posterior(np.linspace(-3, 3, 20), given)
+    np.testing.assert_array_equal(probabilities, np.tile([0.0, 1.0], (20, 1)))
+
+
 def test_the_likeliest_swap_is_the_pair_with_most_evidence() -> None:
     probabilities = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]])
     first, second, log_odds = likeliest_swap(np.log(probabilities), np.array([0, 0, 1]))

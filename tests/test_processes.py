@@ -193,6 +193,24 @@ def test_a_killed_worker_is_one_line() -> None:
         list(map_on_all_cores(kill_worker, [1, 2]))
 
 
+def test_a_stage_does_not_start_if_dvc_is_gone_by_then(tmp_path: Path) -> None:
+    """What is killed here has DVC's part: the stage's Python starts after that."""
+    out = tmp_path / "out"
+    stage = f"sleep 0.5; exec {sys.executable} -m stages.sample {out}"
+    code = f"import subprocess; subprocess.Popen({stage!r}, shell=True)"
+    output = subprocess.run(  # until the stage closes it, too
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env={**os.environ, "DVC_STAGE": "dvc.yaml:sample"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    ).stdout
+    assert output == "\nstopped: the process that started this one is gone\n"
+    assert not out.exists()
+
+
 def test_waiting_workers_end_with_a_killed_process() -> None:
     code = (
         "import time; from face_attributes.processes import map_on_all_cores\n"

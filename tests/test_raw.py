@@ -254,7 +254,7 @@ def test_evaluation_photos_are_in_the_order_of_info_csv() -> None:
     ("old", "new", "message"),
     [
         ("a.jpg", "c.jpg", "info.csv, row 3: photo raw/eval/images/c.jpg is missing: add it"),
-        ("a.jpg", "b.jpg", "info.csv, row 3: b.jpg is already in a row above"),
+        ("a.jpg", "b.jpg", "info.csv, row 3: 'b.jpg' is already in a row above"),
         ("a.jpg", "../images/a.jpg", "info.csv, row 3: '../images/a.jpg' must be"),
         ("ImageID", "image", "info.csv has no column 'ImageID'"),
     ],

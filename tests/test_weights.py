@@ -178,9 +178,24 @@ def test_files_that_are_not_weights_are_one_line(run_weights: Run) -> None:
         assert "weights_only" not in lines[0], "torch's own advice is to trust the file"
 
 
-def test_file_elsewhere_is_a_warning(run_weights: Run, pretrained: State) -> None:
+def test_a_file_that_dvc_cannot_see_change_is_an_error(run_weights: Run, pretrained: State) -> None:
     safetensors.torch.save_file(pretrained, "elsewhere.safetensors")
-    assert "warning: weights.source" in run_weights("elsewhere.safetensors").output
+    link = Path("data/pretrained/link.safetensors")
+    link.symlink_to(Path("elsewhere.safetensors").absolute())
+    for name in ("elsewhere.safetensors", str(link)):
+        assert run_weights(name, code=1).output == (
+            f"error: weights.source: {name} is outside data/pretrained, where DVC would not notice "
+            "when it changes: copy it to data/pretrained, and write its path there\n"
+        )
+
+
+def test_a_link_that_dvc_made_is_a_file(run_weights: Run, pretrained: State) -> None:
+    """With `cache.type symlink`."""
+    cached = Path(f"cache/files/md5/{'0' * 2}/{'1' * 30}").absolute()
+    cached.parent.mkdir(parents=True)
+    safetensors.torch.save_file(pretrained, cached)
+    Path("data/pretrained/own.safetensors").symlink_to(cached)
+    run_weights("data/pretrained/own.safetensors")
 
 
 def test_pretrained_weights_of_timm_without_internet_name_the_file_to_download(

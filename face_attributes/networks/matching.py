@@ -10,6 +10,7 @@ from torchvision.models.vision_transformer import VisionTransformer, interpolate
 from face_attributes.errors import UserError
 from face_attributes.networks.build import State, head_name
 from face_attributes.networks.timm_networks import TimmNetwork, older_names
+from face_attributes.photos.names import readable_name
 
 WRAPPER_MODULES = ("module", "_orig_mod")
 """Components that DataParallel, AveragedModel and torch.compile insert into names."""
@@ -212,6 +213,6 @@ def _shape(tensor: Tensor) -> str:
 
 
 def _shorten(names: Iterable[str]) -> str:
-    ordered = sorted(names)
+    ordered = sorted(map(readable_name, names))
     first = ", ".join(ordered[:SHOWN])
     return first if len(ordered) <= SHOWN else f"{first} and {len(ordered) - SHOWN} more"

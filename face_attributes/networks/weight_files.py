@@ -1,5 +1,6 @@
 """Weight files, read as data and never executed as code."""
 
+import errno
 import re
 import zipfile
 from pathlib import Path
@@ -14,6 +15,7 @@ from face_attributes.errors import UserError
 from face_attributes.files import write_whole
 from face_attributes.networks.build import State
 from face_attributes.networks.recipe import Recipe
+from face_attributes.photos.names import readable_name
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "ema")
 """Keys under which training scripts save a state dict; the first one found is read."""
@@ -37,9 +39,9 @@ def read_weights(path: Path) -> State:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
     except Exception as error:  # damaged pickles raise anything
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise  # EINVAL: a position before the file's start
         # torch's own message says to trust the file.
         refused = re.search(r"GLOBAL ([\w.]+)", str(error))
         raise UserError(
@@ -54,12 +56,12 @@ def read_weights(path: Path) -> State:
 
 def _check_opened_size(path: Path) -> None:
     """Refuse a compressed file, whose content could be larger than the memory."""
-    if not zipfile.is_zipfile(path):
-        return
     try:
+        if not zipfile.is_zipfile(path):
+            return
         with zipfile.ZipFile(path) as archive:
             opened = sum(entry.file_size for entry in archive.infolist())
-    except zipfile.BadZipFile:
+    except (ValueError, NotImplementedError, zipfile.BadZipFile):
         return  # torch reads it, or says that it is damaged
     if opened > LARGEST_RATIO * path.stat().st_size:
         raise UserError(
@@ -83,7 +85,9 @@ def _unwrap(content: object, path: Path) -> State:
         content = content[inside[0]]
     if not isinstance(content, dict) or not content:
         raise UserError(f"weights.source: {path} is not a state dict: it must map names to tensors")
-    others = [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
+    others = [
+        readable_name(str(key)) for key, value in content.items() if not isinstance(value, Tensor)
+    ]
     if others:
         raise UserError(
             f"weights.source: {path} is not a state dict: it must map names to tensors, and has "

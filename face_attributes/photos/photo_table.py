@@ -9,7 +9,7 @@ import pandas as pd
 
 from face_attributes.errors import UserError
 from face_attributes.photos.labels import GENDERS, MASK_BY_PREFIX, MASKS
-from face_attributes.photos.names import normal_form
+from face_attributes.photos.names import normal_form, readable_name
 from face_attributes.photos.opening import SUFFIXES
 from face_attributes.photos.raw import child_path, parse_age
 from face_attributes.photos.tables import read_text_table
@@ -74,7 +74,7 @@ def read_photo_table(table: Path, names: Mapping[str, str]) -> pd.DataFrame:
         photo = _read_photo(cell, table.parent, where)
         earlier_row = rows_of_paths.setdefault(photo["path"], row)
         if earlier_row != row:
-            raise UserError(f"{where}: {cell['path']} is already in row {earlier_row}: keep one")
+            raise UserError(f"{where}: {cell['path']!r} is already in row {earlier_row}: keep one")
         person, mask = photo["person"], photo["mask"]
         first_row, first = first_photos.setdefault(person, (row, photo))
         for field in ("gender", "age", "race"):
@@ -107,15 +107,20 @@ def _read_photo(cell: dict[Hashable, str], folder: Path, where: str) -> dict[str
 
 
 def _check_file(path: Path, where: str) -> None:
+    name = readable_name(path)
     if path.name.startswith("."):
-        raise UserError(f"{where}: {path} is a hidden file: remove the row")
+        raise UserError(f"{where}: {name} is a hidden file: remove the row")
     if path.suffix.lower() not in SUFFIXES:
         raise UserError(
-            f"{where}: {path} is not named like a photo ({', '.join(SUFFIXES)}): convert it, or "
+            f"{where}: {name} is not named like a photo ({', '.join(SUFFIXES)}): convert it, or "
             "remove the row"
         )
-    if not path.is_file():
-        raise UserError(f"{where}: there is no photo {path}: add it, or remove the row")
+    try:
+        found = path.is_file()
+    except OSError as error:
+        raise UserError(f"{where}: {name} cannot be read ({error.strerror}): correct it") from None
+    if not found:
+        raise UserError(f"{where}: there is no photo {name}: add it, or remove the row")
 
 
 def _translate(cell: str, words: Mapping[str, str], what: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from face_attributes.errors import UserError
+from face_attributes.files import is_link_into_cache
 from face_attributes.photos.labels import (
     GENDERS,
     MASK_BY_STEM,
@@ -25,9 +26,7 @@ AGE = re.compile(r"\d{1,3}(\.0)?", re.ASCII)
 """A whole number of years, optionally with ".0" as spreadsheets and pandas write it."""
 
 COUNT = re.compile(r"[1-9]\d{0,5}(\.0)?", re.ASCII)
-
-IN_DVC_CACHE = re.compile(r"/files/md5/[0-9a-f]{2}/[0-9a-f]{30}$")
-"""The end of a path in DVC's cache, where a file has the name of its content."""
+CLASS = re.compile(r"\d{1,2}", re.ASCII)
 
 NOT_A_PHOTO = "not named like a photo of this person"
 
@@ -134,7 +133,7 @@ def child_path(folder: Path, name: str, where: str, names: Mapping[str, str]) ->
             f"{where}: {name!r} must be a plain, visible name in {folder}, without / \\ or ;"
         )
     path = folder / names.get(normal_form(name), name)
-    if path.is_symlink() and not IN_DVC_CACHE.search(path.readlink().as_posix()):
+    if path.is_symlink() and not is_link_into_cache(path):
         raise UserError(f"{where}: {path} is a link: replace it with its target")
     return path
 
@@ -223,7 +222,7 @@ def list_evaluation(evaluation: Path) -> pd.DataFrame:
     table = evaluation / "info.csv"
     names = read_text_table(table, ["ImageID"])["ImageID"]
     for row, name in names[names.map(normal_form).duplicated()].items():
-        raise UserError(f"{table}, row {row}: {name} is already in a row above: keep one of them")
+        raise UserError(f"{table}, row {row}: {name!r} is already in a row above: keep one of them")
     images, paths = photo_folder(evaluation), []
     names_on_disk = names_in(images)
     for row, name in names.items():
@@ -247,7 +246,7 @@ def read_answers(table: Path, photos: Iterable[str]) -> pd.DataFrame:
     """
     answers = read_text_table(table, ["ImageID", "ans"])
     for row, answer in answers["ans"].items():
-        if not answer.isdecimal() or int(answer) >= NUM_CLASSES:
+        if not CLASS.fullmatch(answer) or int(answer) >= NUM_CLASSES:
             raise UserError(f"{table}, row {row}: ans {answer!r} is not a class from 0 to 17")
     known = set(photos)
     for row, photo in answers["ImageID"].items():

@@ -67,7 +67,7 @@ def _has_all_scans(content: bytes) -> bool:
     for marker, segment in _segments(content):
         if marker in FRAMES and len(segment) > 5:
             components = segment[5]
-        if marker == SCAN and len(segment) >= 4 + 2 * segment[0]:
+        if marker == SCAN and segment and len(segment) >= 4 + 2 * segment[0]:
             names = segment[1 : 1 + 2 * segment[0] : 2]
             first, last, bits = segment[1 + 2 * segment[0] : 4 + 2 * segment[0]]
             for name in names if bits & 15 == 0 else b"":

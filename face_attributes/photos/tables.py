@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from face_attributes.errors import UserError
 from face_attributes.photos.labels import NUM_CLASSES
+from face_attributes.photos.names import readable_name
 
 PROBABILITIES = [f"p{label}" for label in range(NUM_CLASSES)]
 
@@ -73,7 +74,8 @@ def read_text_table(
     for column in [*columns, *optional]:
         if header.count(column) != 1 and (column in columns or column in header):
             number = "no" if column not in header else "more than one"
-            raise UserError(f"{path} has {number} column {column!r}; it has {', '.join(header)}")
+            found = readable_name(", ".join(header))
+            raise UserError(f"{path} has {number} column {column!r}; it has {found}")
     for line, cells in rows.items():
         if any(cells[len(header) :]):
             raise UserError(

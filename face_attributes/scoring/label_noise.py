@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy.stats import t as student
 from sklearn.isotonic import IsotonicRegression
 
-from face_attributes.photos.labels import Labels
+from face_attributes.photos.labels import NUM_AGE_GROUPS, Labels
 
 Floats = NDArray[np.float64]
 
@@ -52,21 +52,31 @@ def posterior(log_densities: Floats, given: Labels) -> Floats:
 
 
 def two_class_posterior(log_odds: Floats, given: Labels) -> Floats:
-    """Probability of both labels (N x 2) from each person's mean log-odds for label 1 (N)."""
-    medians = np.array([np.median(log_odds[given == label]) for label in (0, 1)])
+    """Probability of both labels (N x 2) from each person's mean log-odds for label 1 (N).
+
+    A label that nobody has is no suggestion.
+    """
+    there = np.unique(given)
+    medians = np.zeros(2)
+    medians[there] = [np.median(log_odds[given == label]) for label in there]
     scale = (log_odds - medians[given]).std()
-    densities = student.logpdf(log_odds[:, None], DEGREES_OF_FREEDOM, medians, scale)
+    densities = np.full((len(given), 2), -np.inf)
+    densities[:, there] = student.logpdf(
+        log_odds[:, None], DEGREES_OF_FREEDOM, medians[there], scale
+    )
     return posterior(densities, given)
 
 
 def ordinal_posterior(evidence: Floats, ages: Labels, given: Labels) -> Floats:
-    """Probability of each age group (N x K) from apparent and given ages.
+    """Probability of each age group (N x 3) from apparent and given ages.
+
+    A group without people is no suggestion.
 
     The expected evidence depends on the age in years, not on the group: people of 61 often look
     under 60, which does not make their label doubtful.
 
     Args:
-        evidence: apparent age, as the mean of the group's number (N, 0 to K - 1).
+        evidence: apparent age, as the mean of the group's number (N, 0 to 2).
         ages: given ages in years (N).
         given: the groups of these ages (N).
     """
@@ -80,16 +90,13 @@ def ordinal_posterior(evidence: Floats, ages: Labels, given: Labels) -> Floats:
 
     by_year = student.logpdf(evidence[:, None], DEGREES_OF_FREEDOM, expected, scale)
     group = np.array([given[year_index == index][0] for index in range(len(years))])
-    densities = np.stack(
-        [
-            np.logaddexp.reduce(by_year[:, group == label] + np.log(count[group == label]), axis=1)
-            - np.log(count[group == label].sum())
-            for label in range(int(given.max()) + 1)
-        ],
-        axis=1,
-    )
-    people = np.arange(len(ages))
-    densities[people, given] = by_year[people, year_index]
+    densities = np.full((len(ages), NUM_AGE_GROUPS), -np.inf)
+    for label in np.unique(given):
+        people = count[group == label]
+        weighted = by_year[:, group == label] + np.log(people)
+        densities[:, label] = np.logaddexp.reduce(weighted, axis=1) - np.log(people.sum())
+    rows = np.arange(len(ages))
+    densities[rows, given] = by_year[rows, year_index]
     return posterior(densities, given)
 
 

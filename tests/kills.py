@@ -1,0 +1,102 @@
+"""Kill `dvc repro` again and again, and compare what comes out in the end with an undisturbed run.
+
+    python -m tests.kills --kills 100
+
+Works on a small sample in a temporary folder. DVC, its stage and the stage's workers are killed
+together at a random moment (SIGKILL), and `dvc repro` is started again at once, until a run ends.
+Then every output must have the bytes of the undisturbed run (the report has times, and is left
+out); everything is deleted, and the next run starts from nothing. The suite has a short form
+(tests/test_interrupted.py).
+"""
+
+import os
+import random
+import signal
+import subprocess
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tests.project import ENVIRONMENT, Project, create_project
+
+RWLOCK = ".dvc/tmp/rwlock"
+COMPARED = ["metrics.json", "data/submission.csv", "data/aggregate/out_of_fold.csv"]
+"""Compared byte by byte, beside the checksums of all outputs in dvc.lock."""
+
+
+def results(project: Project) -> dict[str, object]:
+    contents = {name: (project.folder / name).read_bytes() for name in COMPARED}
+    return {**contents, "checksums": project.checksums()}
+
+
+def delete_results(project: Project) -> None:
+    """Return to the state before the first run."""
+    project.run("git", "clean", "-qxfd")
+    for name in ("dvc.lock", "metrics.json"):
+        (project.folder / name).unlink()
+
+
+def repro_for(project: Project, seconds: float, log: Path) -> int | None:
+    """Run `dvc repro` for so long, then kill its group; its exit code, or None if it was killed."""
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            ["dvc", "repro"], cwd=project.folder, env=ENVIRONMENT, stdout=output, stderr=output,
+            start_new_session=True,
+        )  # fmt: skip
+        try:
+            return process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            return None
+
+
+def last_stage(log: str) -> str:
+    """The stage that was running, or had run last."""
+    named = [line for line in log.splitlines() if line.startswith("Running stage ")]
+    return named[-1].split("'")[1] if named else "none"
+
+
+def main(
+    kills: Annotated[int, typer.Option(min=1, help="Number of kills")] = 100,
+    max_seconds: Annotated[float, typer.Option(help="Longest time until a kill")] = 12.0,
+    seed: Annotated[int, typer.Option(help="Of the moments")] = 0,
+) -> None:
+    """Kill `dvc repro` at random moments and compare its results with an undisturbed run's."""
+    moments = random.Random(seed)
+    with tempfile.TemporaryDirectory() as name:
+        project = create_project(Path(name))
+        log = project.folder / ".git/repro.log"
+        expected = results(project)
+        done, runs, broken_locks, stages = 0, 0, 0, Counter[str]()
+        while done < kills:
+            delete_results(project)
+            code = None
+            while code is None:
+                left = done < kills
+                code = repro_for(project, moments.uniform(0, max_seconds) if left else 600, log)
+                text = log.read_text()
+                if code is None:
+                    done += 1
+                    stages[last_stage(text)] += 1
+                elif "Unable to read RWLock-file" in text:
+                    (project.folder / RWLOCK).unlink()
+                    broken_locks += 1
+                    code = None
+            runs += 1
+            if code != 0 or "Traceback" in text:
+                raise SystemExit(f"after {done} kills `dvc repro` failed:\n{text}")
+            found = results(project)
+            different = [key for key in expected if found[key] != expected[key]]
+            if different:
+                raise SystemExit(f"after {done} kills these differ: {', '.join(different)}")
+            print(f"{done} kills, {runs} runs: the same bytes", flush=True)
+    print(", ".join(f"{stage}: {count}" for stage, count in stages.most_common()))
+    print(f"{RWLOCK} was cut off and deleted {broken_locks} times")
+
+
+if __name__ == "__main__":
+    typer.run(main)
