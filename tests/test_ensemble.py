@@ -35,7 +35,7 @@ def test_probabilities_are_the_geometric_mean_of_calibrated_networks(trained: Pa
         )
     product = np.sqrt(first * second ** (1 / 1.5))
     expected = product / product.sum(axis=1, keepdims=True)
-    mean = ensemble_probabilities(networks, torch.from_numpy(crops), recipes, CPU, batch_size=16)
+    mean = ensemble_probabilities(networks, crops, recipes, CPU, batch_size=16)
     assert mean == pytest.approx(expected, abs=1e-5)
     assert mean.std(axis=0).max() > 0.01, "photos must differ for the test to mean anything"
 

@@ -16,6 +16,7 @@ from face_attributes.networks.recipe import Recipe
 from face_attributes.networks.views import average_views, count_views, make_views, normalise
 from face_attributes.networks.weight_files import load_network, read_recipe
 from face_attributes.photos.labels import NUM_CLASSES
+from face_attributes.photos.packed import Pixels
 from face_attributes.progress import progress
 
 Probabilities = NDArray[np.float32]
@@ -83,22 +84,26 @@ def predict_batch(ensemble: Ensemble, pixels: Tensor, hardware: Hardware) -> Ten
 
 def ensemble_probabilities(
     networks: Sequence[nn.Module],
-    pixels: Tensor,
+    pixels: Pixels,
     recipes: Sequence[Recipe],
     hardware: Hardware,
     batch_size: int,
+    rows: NDArray[np.intp] | None = None,
 ) -> Probabilities:
-    """Probabilities (N x 18) of the `Ensemble` of the networks.
+    """Probabilities (R x 18) of the `Ensemble` of the networks.
 
     Args:
         recipes: of each network.
-        pixels: crops, N x S x S x 3, uint8.
+        pixels: crops, N x S x S x 3, uint8; a packed array is read a batch at a time.
         batch_size: images computed at once; each view of a photo is one.
+        rows: of the crops to predict (R); None: all.
     """
     ensemble = Ensemble(networks, recipes)
-    batches = pixels.split(max(1, batch_size // ensemble.views))
+    rows = np.arange(len(pixels)) if rows is None else rows
+    step = max(1, batch_size // ensemble.views)
+    batches = [rows[start : start + step] for start in range(0, len(rows), step)]
     chunks = [torch.empty(0, NUM_CLASSES)]
     for batch in progress(batches, len(batches), "predict: batches"):
-        chunks.append(predict_batch(ensemble, batch, hardware))
+        chunks.append(predict_batch(ensemble, torch.from_numpy(pixels[batch]), hardware))
     probabilities: Probabilities = torch.cat(chunks).numpy()
     return probabilities
