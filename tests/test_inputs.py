@@ -8,13 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from face_attributes.errors import UserError
+from face_attributes.files import sha256
 from face_attributes.networks import convolution
 from face_attributes.networks.build import build
 from face_attributes.networks.freezing import freeze
 from face_attributes.networks.views import make_views, normalise
 from face_attributes.params import AugmentationParams, PredictionParams
+from face_attributes.photos.packed import write_packed
 from face_attributes.training.feature_store import FeatureStore
-from face_attributes.training.inputs import Inputs, prepare_inputs
+from face_attributes.training.inputs import Inputs, load_photos, prepare_inputs
 from tests.small import CPU, graded_photos, seeded, tiny_network, train_params
 
 ROWS = torch.arange(36)
@@ -36,6 +38,23 @@ def prepare(store: FeatureStore, freeze_point: str = "0", **changes: Any) -> Inp
 
 def count_files(store: FeatureStore) -> int:
     return len(list(store.folder.glob("*.features")))
+
+
+def test_photos_that_stay_in_their_file_give_the_same_batches(
+    store: FeatureStore, tmp_path: Path
+) -> None:
+    photos, network = graded_photos(), tiny_network()
+    write_packed(tmp_path / "train.npy", photos.pixels.numpy(), len(photos), 16)
+    loaded = load_photos(tmp_path / "train.npy", photos.labels.numpy(), CPU)
+    assert loaded.packed is not None
+    assert loaded.sha256 == sha256(tmp_path / "train.npy")
+    assert torch.equal(loaded.labels, photos.labels)
+    batches = []
+    for each in (photos, loaded):
+        inputs = prepare_inputs(network, each, train_params(), CPU, store)
+        inputs.prefetch(ROWS[5:])
+        batches.append(inputs.training_batch(ROWS[5:], seeded()))
+    assert torch.equal(*batches)
 
 
 def test_cached_views_without_augmentation_equal_fresh_ones(store: FeatureStore) -> None:

@@ -6,12 +6,15 @@ per set of features, named by the hash of everything they depend on. It can be d
 
 import contextlib
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
+from numpy.typing import NDArray
 from torch import Tensor
 
 from face_attributes.files import read_checksummed, write_checksummed
@@ -102,7 +105,16 @@ def _read(path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor | No
     with read_checksummed(path) as file:
         if file is None:
             return None
-        numbers = np.memmap(file, STORED_AS[dtype], "c", offset=file.tell(), shape=shape)
+        numbers = np.memmap(file, STORED_AS[dtype], "r", offset=file.tell(), shape=shape)
     with contextlib.suppress(OSError):  # fails for another user's file, which is still readable
         os.utime(path)
-    return torch.from_numpy(numbers).view(dtype)
+    return share_memory(numbers).view(dtype)
+
+
+def share_memory(mapped: NDArray[Any]) -> Tensor:
+    """Make a tensor of an array that is mapped read-only, which nobody may write to.
+
+    Linux counts a writable mapping as memory in use, and refuses one that is larger than RAM.
+    """
+    with warnings.catch_warnings(action="ignore", category=UserWarning):  # of just that
+        return torch.from_numpy(mapped)

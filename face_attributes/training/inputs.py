@@ -17,10 +17,10 @@ from face_attributes.networks.freezing import split
 from face_attributes.networks.views import average_views, count_views, make_views, normalise
 from face_attributes.params import PredictionParams, Section, TrainParams
 from face_attributes.photos.labels import NUM_CLASSES
-from face_attributes.photos.packed import read_packed
+from face_attributes.photos.packed import PackedPixels, prefetch, read_packed
 from face_attributes.progress import progress
 from face_attributes.training.augmentation import augment
-from face_attributes.training.feature_store import FeatureStore
+from face_attributes.training.feature_store import FeatureStore, share_memory
 from face_attributes.training.fingerprint import fingerprint
 
 CHUNK = 128
@@ -29,22 +29,37 @@ CHUNK = 128
 
 @dataclass(frozen=True)
 class Photos:
-    """Crops (N x S x S x 3, uint8), their labels (N, int64), and the SHA-256 of the crops."""
+    """Crops (N x S x S x 3, uint8), their labels (N, int64), and the SHA-256 of the crops.
+
+    `packed` is the file that `pixels` are mapped from, if they are not on the device.
+    """
 
     pixels: Tensor
     labels: Tensor
     sha256: str
+    packed: PackedPixels | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
+    def prefetch(self, rows: Tensor) -> None:
+        """Start to read photos that are needed next from disk, without waiting for them."""
+        if self.packed is not None:
+            prefetch(self.packed, rows.tolist())
+
 
 def load_photos(crops: Path, labels: np.ndarray, hardware: Hardware) -> Photos:
-    """Load all packed crops, onto the device if they fit, and their labels (N, int)."""
+    """Load all packed crops, onto the device if they fit, and their labels (N, int).
+
+    Others stay in their file, mapped into memory, so that they may be more than RAM holds.
+    """
+    packed = read_packed(crops)
+    pixels = hardware.to_device_if_it_fits(share_memory(packed))
     return Photos(
-        hardware.to_device_if_it_fits(torch.from_numpy(np.array(read_packed(crops)))),
+        pixels,
         torch.tensor(labels, device=hardware.device),
         sha256(crops),
+        packed if pixels.is_cpu else None,
     )
 
 
@@ -76,6 +91,11 @@ class Inputs:
             device=generator.device,
         )
         return self._cached(self.augmented_features, view, rows)
+
+    def prefetch(self, rows: Tensor) -> None:
+        """Start to read what `training_batch` needs for these photos, without waiting for it."""
+        if self.augmented_features is None:
+            self.photos.prefetch(rows)
 
     def forward(self, batch: Tensor) -> Tensor:
         """Compute the logits (B x 18 or more, float32) of a batch from `training_batch`."""

@@ -297,6 +297,8 @@ def train_epoch(run: TrainingRun, inputs: Inputs, fold: Fold, params: TrainParam
     losses, norms = torch.zeros(2, len(batches), device=labels.device)
     label = f"epoch {len(run.history) + 1}/{params.epochs}: batches"
     for step, batch in enumerate(progress(batches, len(batches), label)):
+        if step + 1 < len(batches):
+            inputs.prefetch(fold.training[batches[step + 1]])
         images = inputs.training_batch(fold.training[batch], run.generator)
         images, shares = mix(images, targets[batch], params.augmentation.mixup)
         losses[step] = backward_in_micro_batches(run, inputs, images, shares, counts)
