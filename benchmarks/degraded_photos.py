@@ -118,7 +118,9 @@ def main(
         predicted = np.zeros(len(labels), dtype=int)
         for members, their_recipes, own in parts:
             batch = params.predict.batch_size
-            each = ensemble_probabilities(members, degraded[own], their_recipes, hardware, batch)
+            each = ensemble_probabilities(
+                members, degraded.numpy(), their_recipes, hardware, batch, rows=own
+            )
             predicted[own] = each.argmax(axis=1)
         counts = confusion(labels, predicted)
         scores = accuracy(attribute_counts(counts, "mask")), accuracy(counts), macro_f1(counts)

@@ -383,9 +383,8 @@ def main(
             f"{crops} has crops of {sample.shape[1]} pixels, but the networks take "
             f"{recipe.crop.side}: `dvc repro` makes both again"
         )
-    pixels = torch.from_numpy(sample)
     batch_size = params.predict.batch_size
-    original = ensemble_probabilities(source.networks, pixels, source.recipes, CPU, batch_size)
+    original = ensemble_probabilities(source.networks, sample, source.recipes, CPU, batch_size)
     described = describe(source, ONNX_PACKAGES if format != "torch" else ())
     print(f"export: networks of {networks}: {', '.join(described['networks'])} ({recipe.model})")
     program = trace(Ensemble(source.networks, source.recipes), recipe.crop.side)

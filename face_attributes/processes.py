@@ -9,9 +9,11 @@ import socket
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
@@ -25,6 +27,8 @@ Result = TypeVar("Result")
 PR_SET_PDEATHSIG = 1
 """Of prctl(2): the signal that Linux sends to a process whose parent has ended."""
 SECONDS_BETWEEN_LOOKS = 0.5
+CHUNKS_AHEAD = 4
+"""Chunks per core that are computed or waiting: results that are not fetched fill no memory."""
 PARENT_IS_GONE = "\nstopped: the process that started this one is gone"
 
 _claims = list[FileLock]()
@@ -66,6 +70,9 @@ def map_on_all_cores(
 ) -> Iterator[Result]:
     """Like `map`, in one process per core; the results are in order.
 
+    Arguments are taken, and results computed, only a few chunks ahead of what is fetched, so that
+    memory does not grow with the number of calls.
+
     Args:
         chunksize: number of calls that a worker takes at a time.
         initializer, remedy: as for `process_pool`.
@@ -74,7 +81,20 @@ def map_on_all_cores(
         UserError: if the system killed a worker.
     """
     with process_pool(None, initializer, remedy) as pool:
-        yield from pool.map(function, *arguments, chunksize=chunksize)
+        calls = zip(*arguments, strict=False)
+        waiting = deque[Future[list[Result]]]()
+        while chunk := list(islice(calls, chunksize)):
+            waiting.append(pool.submit(_call_each, function, chunk))
+            if len(waiting) > CHUNKS_AHEAD * (os.cpu_count() or 1):
+                yield from waiting.popleft().result()
+        while waiting:
+            yield from waiting.popleft().result()
+
+
+def _call_each(
+    function: Callable[..., Result], chunk: Iterable[tuple[object, ...]]
+) -> list[Result]:
+    return [function(*arguments) for arguments in chunk]
 
 
 def _start_worker(initializer: Callable[[], None] | None) -> None:

@@ -157,15 +157,14 @@ def find_duplicates(
     people, names = photos["person"].to_numpy(str), photos["photo"].to_numpy(str)
     hashed = map_on_all_cores(perceptual_hashes, crops, chunksize=64)
     hashes = np.array(list(progress(hashed, len(crops), "duplicates: crops hashed")), np.uint64)
-    small = [small_grey(crop) for crop in crops]
     candidates = close_pairs(hashes.reshape(-1, len(ORIENTATIONS)), params.hash_distance)
     pairs = [pair for pair in candidates if people[pair[0]]]
     rows = []
     similarities = map_on_all_cores(
         oriented_similarity,
-        [small[first] for first, _, _ in pairs],
-        [small[second] for _, second, _ in pairs],
-        [orientation for _, _, orientation in pairs],
+        (small_grey(crops[first]) for first, _, _ in pairs),
+        (small_grey(crops[second]) for _, second, _ in pairs),
+        (orientation for _, _, orientation in pairs),
         chunksize=64,
     )
     results = progress(similarities, len(pairs), "duplicates: pairs compared")

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 
 from face_attributes.command import stage_command
 from face_attributes.files import write_table
@@ -48,13 +47,6 @@ def main(results: Path, crop: Path, photos: Path, folds: Path, out: Path, submis
         [folder / "network.safetensors" for folder in fold_folders(results, params.folds.index)],
         hardware,
     )
-    evaluation_pixels, holdout_pixels = (
-        torch.from_numpy(np.array(pixels))
-        for pixels in (
-            read_packed(crop / "evaluation.npy"),
-            read_packed(crop / "train.npy")[in_holdout],
-        )
-    )
     predict = partial(
         ensemble_probabilities,
         networks,
@@ -64,13 +56,13 @@ def main(results: Path, crop: Path, photos: Path, folds: Path, out: Path, submis
     )
     prior = class_prior(training.loc[~in_holdout, "label"].to_numpy())
     probabilities = np.tile(prior.astype(np.float32), (len(evaluation), 1))
-    probabilities[readable] = predict(evaluation_pixels)
+    probabilities[readable] = predict(read_packed(crop / "evaluation.npy"))
 
     table = probability_table(evaluation[["photo"]], probabilities)
     write_table(out / "probabilities.csv", table, float_format="%.6g")
     holdout = training.loc[in_holdout, ["person", "photo", "fold", "label"]]
-    holdout_table = probability_table(holdout, predict(holdout_pixels))
-    write_table(out / "holdout.csv", holdout_table, float_format="%.6g")
+    held_out = predict(read_packed(crop / "train.npy"), rows=np.flatnonzero(in_holdout))
+    write_table(out / "holdout.csv", probability_table(holdout, held_out), float_format="%.6g")
     tau = params.predict.tau
     if tau == "auto":
         out_of_fold = read_out_of_fold(results, params.folds.index)

@@ -35,16 +35,16 @@ def test_probabilities_are_the_geometric_mean_of_calibrated_networks(trained: Pa
         )
     product = np.sqrt(first * second ** (1 / 1.5))
     expected = product / product.sum(axis=1, keepdims=True)
-    mean = ensemble_probabilities(networks, torch.from_numpy(crops), recipes, CPU, batch_size=16)
+    mean = ensemble_probabilities(networks, crops, recipes, CPU, batch_size=16)
     assert mean == pytest.approx(expected, abs=1e-5)
     assert mean.std(axis=0).max() > 0.01, "photos must differ for the test to mean anything"
     tight = [LittleMemory(network, 6) for network in networks]  # that is one photo with its views
-    in_halves = ensemble_probabilities(tight, torch.from_numpy(crops), recipes, CPU, batch_size=16)
+    in_halves = ensemble_probabilities(tight, crops, recipes, CPU, batch_size=16)
     assert in_halves == pytest.approx(mean, abs=1e-5)
     for network in tight:
         network.limit = 5
     with pytest.raises(UserError, match="does not hold a single photo"):
-        ensemble_probabilities(tight, torch.from_numpy(crops), recipes, CPU, batch_size=16)
+        ensemble_probabilities(tight, crops, recipes, CPU, batch_size=16)
 
 
 def test_networks_keep_the_age_edges_they_were_trained_with(tmp_path: Path) -> None:

@@ -131,7 +131,7 @@ def original(workspace: Path) -> Probabilities:
     """The probabilities of all crops by the networks themselves."""
     source = export.read_source(Path("data/train"), None)
     probabilities = ensemble_probabilities(
-        source.networks, torch.from_numpy(CROPS), source.recipes, CPU, batch_size=16
+        source.networks, CROPS, source.recipes, CPU, batch_size=16
     )
     assert probabilities.std(axis=0).max() > 0.01, "photos must differ for the tests to matter"
     return probabilities

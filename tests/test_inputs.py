@@ -8,14 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from face_attributes.errors import UserError
+from face_attributes.files import sha256
 from face_attributes.networks import convolution
 from face_attributes.networks.build import build
 from face_attributes.networks.freezing import freeze, split
 from face_attributes.networks.views import make_views, normalise
 from face_attributes.params import AugmentationParams, PredictionParams
+from face_attributes.photos.packed import write_packed
 from face_attributes.training import inputs as inputs_module
 from face_attributes.training.feature_store import FeatureStore
-from face_attributes.training.inputs import Inputs, plain_views, prepare_inputs
+from face_attributes.training.inputs import Inputs, load_photos, plain_views, prepare_inputs
 from tests.small import CPU, LittleMemory, graded_photos, seeded, tiny_network, train_params
 
 ROWS = torch.arange(36)
@@ -37,6 +39,23 @@ def prepare(store: FeatureStore, freeze_point: str = "0", **changes: Any) -> Inp
 
 def count_files(store: FeatureStore) -> int:
     return len(list(store.folder.glob("*.features")))
+
+
+def test_photos_that_stay_in_their_file_give_the_same_batches(
+    store: FeatureStore, tmp_path: Path
+) -> None:
+    photos, network = graded_photos(), tiny_network()
+    write_packed(tmp_path / "train.npy", photos.pixels.numpy(), len(photos), 16)
+    loaded = load_photos(tmp_path / "train.npy", photos.labels.numpy(), CPU)
+    assert loaded.packed is not None
+    assert loaded.sha256 == sha256(tmp_path / "train.npy")
+    assert torch.equal(loaded.labels, photos.labels)
+    batches = []
+    for each in (photos, loaded):
+        inputs = prepare_inputs(network, each, train_params(), CPU, store)
+        read = inputs.training_batches(ROWS[5:].split(20), seeded())
+        batches.append(torch.cat(list(read)))
+    assert torch.equal(*batches)
 
 
 def test_cached_views_without_augmentation_equal_fresh_ones(store: FeatureStore) -> None:
@@ -100,7 +119,7 @@ def test_cache_key_changes_with_every_augmentation_parameter(
         ({}, 0),
         ({"seed": 1}, 1),
         ({"cached_views": 2}, 1),
-        ({"prediction.flip": False}, 1),
+        ({"prediction.flip": True}, 1),
         ({"prediction.zoom": 0.2}, 0),  # zoomed views are not cached
         ({"epochs": 3}, 0),
     ],

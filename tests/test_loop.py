@@ -1,6 +1,5 @@
 """The training loop: seeded, stopped early, resumed, restarted smaller when memory runs out."""
 
-import copy
 import dataclasses
 import math
 import weakref
@@ -25,8 +24,8 @@ from face_attributes.training import loop
 from face_attributes.training.checkpoint import Checkpoint
 from face_attributes.training.feature_store import FeatureStore
 from face_attributes.training.inputs import Inputs, prepare_inputs
-from face_attributes.training.loop import FitResult, Fold, crowding, make_optimizer
-from tests.small import CPU, graded_photos, seeded, tiny_network, train_params
+from face_attributes.training.loop import FitResult, Fold, crowding
+from tests.small import CPU, graded_photos, tiny_network, train_params
 
 TRAINING, HELD_OUT = torch.arange(24), torch.arange(24, 36)
 CPU16 = Hardware(torch.device("cpu"), torch.float16)
@@ -183,36 +182,6 @@ def test_head_trains_first_and_the_best_epoch_is_restored_whole() -> None:
     assert loss == pytest.approx(result.history[0]["validation_loss"], rel=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("name", "torch_optimizer"),
-    [
-        ("adamw", partial(torch.optim.AdamW, weight_decay=0.01)),
-        ("sgd", partial(torch.optim.SGD, momentum=0.9, nesterov=True, weight_decay=0.01)),
-    ],
-)
-def test_steps_over_channels_last_weights_equal_torchs(
-    name: str, torch_optimizer: Callable[..., torch.optim.Optimizer]
-) -> None:
-    """With kernels of several shapes, and a part that is frozen at first."""
-    plain = nn.Sequential(
-        nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, (3, 1), groups=8), nn.Conv2d(8, 16, 1), nn.Flatten(1),
-        nn.Linear(16 * 4 * 6, 2),
-    )  # fmt: skip
-    network = copy.deepcopy(plain).to(memory_format=torch.channels_last)
-    params = quick(**{"optimizer.name": name, "head_lr": 0.1, "backbone_lr": 0.1})
-    optimizer, expected = make_optimizer(network, params), torch_optimizer(plain.parameters(), 0.1)
-    for step in range(4):
-        images = torch.randn(4, 3, 8, 8, generator=seeded(step))
-        for model, stepper in ((plain, expected), (network, optimizer)):
-            model[0].requires_grad_(step > 1)
-            model(images).square().mean().backward()
-            stepper.step()
-            stepper.zero_grad()
-        for key, tensor in plain.state_dict().items():
-            torch.testing.assert_close(network.state_dict()[key], tensor, atol=1e-5, rtol=1e-4)
-    assert network[0].weight.is_contiguous(memory_format=torch.channels_last)
-
-
 def test_moving_average_of_weights_is_kept() -> None:
     """After one step: the decay times the weights before, plus the rest of those after."""
     initial, plain, average = tiny_network(), tiny_network(), tiny_network()
@@ -222,27 +191,6 @@ def test_moving_average_of_weights_is_kept() -> None:
     for name in ("0.weight", "1.running_mean", "5.bias"):
         before, after = initial.state_dict()[name], plain.state_dict()[name]
         torch.testing.assert_close(average.state_dict()[name], 0.75 * before + 0.25 * after)
-
-
-@pytest.mark.parametrize(
-    ("name", "optimizer", "facts"),
-    [
-        ("adamw", torch.optim.AdamW, {"weight_decay": 0.3}),
-        ("sgd", torch.optim.SGD, {"weight_decay": 0.3, "momentum": 0.9, "nesterov": True}),
-    ],
-)
-def test_optimizer_has_rates_per_part(
-    name: str, optimizer: type[torch.optim.Optimizer], facts: dict[str, object]
-) -> None:
-    params = quick(
-        head_lr=0.1, backbone_lr=0.01,
-        **{"optimizer.name": name, "optimizer.weight_decay": 0.3, "optimizer.lr_decay": 0.5},
-    )  # fmt: skip
-    made = loop.make_optimizer(tiny_network(), params)
-    assert isinstance(made, optimizer)
-    assert [group["lr"] for group in made.param_groups] == [0.01, 0.1]
-    for group in made.param_groups:
-        assert {key: group[key] for key in facts} == facts
 
 
 OUT_OF_MEMORY = torch.OutOfMemoryError("CUDA out of memory")
@@ -386,24 +334,6 @@ def test_augmentation_that_does_not_fit_is_repeated_in_halves(
     assert len(result.history) == 1
 
 
-@pytest.mark.parametrize("name", ["adamw", "sgd"])
-def test_moments_take_their_memory_before_the_first_batch(name: str) -> None:
-    """On a GPU, for which "meta" stands; and they change no step."""
-    params = quick(**{"optimizer.name": name})
-    on_gpu = tiny_network().to("meta")
-    assert set(loop.make_optimizer(on_gpu, params).state) == set(on_gpu.parameters())
-    networks = [tiny_network(), tiny_network()]
-    for network, allocate in zip(networks, (loop.allocate_moments, lambda _: None), strict=True):
-        groups: list[dict[str, Any]] = [{"params": network.parameters()}]
-        optimizer = type(loop.make_optimizer(network, params))(groups, lr=0.1, fused=True)
-        allocate(optimizer)
-        for step in range(3):
-            network(torch.randn(4, 3, 16, 16, generator=seeded(step))).square().mean().backward()
-            optimizer.step()
-            optimizer.zero_grad()
-    assert_close(*networks)
-
-
 class Overflowing(nn.Module):
     """A network whose gradient is infinite in some of its training calls, counted from 1."""
 
@@ -523,15 +453,6 @@ def test_infinite_gradient_stops_the_run_and_names_the_step() -> None:
 
     with pytest.raises(UserError, match=r"gradient is nan at step 1, with train.head_lr"):
         fit(tiny_network(), quick(), change_inputs=change)
-
-
-def test_learning_rate_rises_and_falls() -> None:
-    rates = [loop.learning_rate_factor(step, 100, 0.1) for step in range(101)]
-    assert rates.index(max(rates)) == 10
-    assert rates[10] == pytest.approx(1)
-    assert rates[:11] == sorted(rates[:11])
-    assert rates[10:] == sorted(rates[10:], reverse=True)
-    assert rates[100] == pytest.approx(0)
 
 
 def test_an_epoch_that_other_processes_hold_up_says_so() -> None:

@@ -1,5 +1,6 @@
 """Stages lock their outputs, and their workers end with them."""
 
+import itertools
 import os
 import shlex
 import signal
@@ -176,6 +177,13 @@ def test_results_are_in_order() -> None:
     assert list(map_on_all_cores(pow, range(100), [2] * 100, chunksize=7)) == [
         number**2 for number in range(100)
     ]
+
+
+def test_results_come_without_end_if_the_arguments_do() -> None:
+    """So memory does not grow with their number."""
+    results = map_on_all_cores(abs, itertools.count(), chunksize=3)
+    assert list(itertools.islice(results, 100)) == list(range(100))
+    results.close()
 
 
 def kill_worker(number: int) -> None:

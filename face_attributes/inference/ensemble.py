@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from face_attributes.errors import UserError
 from face_attributes.networks.build import build
-from face_attributes.networks.device import Hardware, in_halves
+from face_attributes.networks.device import Hardware, in_halves, share_memory
 from face_attributes.networks.recipe import Recipe
 from face_attributes.networks.views import average_views, count_views, make_views, normalise
 from face_attributes.networks.weight_files import load_network, read_recipe
 from face_attributes.photos.labels import NUM_CLASSES
+from face_attributes.photos.packed import Pixels
 from face_attributes.progress import progress
 
 Probabilities = NDArray[np.float32]
@@ -91,23 +92,26 @@ def predict_batch(ensemble: Ensemble, pixels: Tensor, hardware: Hardware) -> Ten
 
 def ensemble_probabilities(
     networks: Sequence[nn.Module],
-    pixels: Tensor,
+    pixels: Pixels,
     recipes: Sequence[Recipe],
     hardware: Hardware,
     batch_size: int,
+    rows: NDArray[np.intp] | None = None,
 ) -> Probabilities:
-    """Probabilities (N x 18) of the `Ensemble` of the networks.
+    """Probabilities (R x 18) of the `Ensemble` of the networks.
 
     Args:
         recipes: of each network.
-        pixels: crops, N x S x S x 3, uint8.
+        pixels: crops, N x S x S x 3, uint8; a packed array is read a batch at a time.
         batch_size: images computed at once; each view of a photo is one.
+        rows: of the crops to predict (R); None: all.
     """
     ensemble = Ensemble(networks, recipes)
-    rows = torch.arange(len(pixels), device=hardware.device)
-    batches = rows.split(max(1, batch_size // ensemble.views))
+    numbers = torch.arange(len(pixels)) if rows is None else torch.from_numpy(rows)
+    batches = numbers.to(hardware.device).split(max(1, batch_size // ensemble.views))
+    crops = hardware.fetch(share_memory(pixels), batches)
     chunks = [torch.empty(0, NUM_CLASSES, device=hardware.device)]
-    for batch in progress(hardware.fetch(pixels, batches), len(batches), "predict: batches"):
+    for batch in progress(crops, len(batches), "predict: batches"):
         chunks.append(predict_batch(ensemble, batch, hardware))
     probabilities: Probabilities = torch.cat(chunks).cpu().numpy()
     return probabilities

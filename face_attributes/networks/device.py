@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from face_attributes.errors import UserError
@@ -102,6 +103,15 @@ class Hardware:
                 batch = ahead.result()
                 ahead = pool.submit(collect, waiting.popleft()) if waiting else None
                 yield batch.to(self.device, non_blocking=True)
+
+
+def share_memory(mapped: NDArray[Any]) -> Tensor:
+    """Make a tensor of an array that is mapped read-only, which nobody may write to.
+
+    Linux counts a writable mapping as memory in use, and refuses one that is larger than RAM.
+    """
+    with warnings.catch_warnings(action="ignore", category=UserWarning):  # of just that
+        return torch.from_numpy(mapped)
 
 
 def prepare_hardware(device: Device, precision: Precision, key: str = "train.device") -> Hardware:

@@ -1,5 +1,9 @@
-"""The packed pixel array: all crops of a set in one `.npy` file, N x side x side x 3, uint8."""
+"""The packed pixel array: all crops of a set in one `.npy` file, N x side x side x 3, uint8.
 
+Readers map it into memory: the system keeps in RAM what fits, and reads the rest from disk.
+"""
+
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -9,6 +13,7 @@ from numpy.typing import NDArray
 from face_attributes.files import write_whole
 
 Pixels = NDArray[np.uint8]
+PackedPixels = np.memmap[tuple[int, int, int, int], np.dtype[np.uint8]]
 
 
 def write_packed(path: Path, crops: Iterable[Pixels], count: int, side: int) -> None:
@@ -27,7 +32,21 @@ def write_packed(path: Path, crops: Iterable[Pixels], count: int, side: int) -> 
             raise ValueError(f"{path}: {written} crops instead of {count}")
 
 
-def read_packed(path: Path) -> Pixels:
+def read_packed(path: Path) -> PackedPixels:
     """Map a packed array into memory, read-only: N x side x side x 3, uint8."""
-    pixels: Pixels = np.load(path, mmap_mode="r")
+    pixels: PackedPixels = np.load(path, mmap_mode="r")
     return pixels
+
+
+def prefetch(pixels: PackedPixels, rows: Iterable[int]) -> None:
+    """Start to read rows of a packed array from disk, all at once, without waiting for them.
+
+    Only Linux can; elsewhere, and on file systems that cannot, each is read when it is used.
+    """
+    if not hasattr(os, "posix_fadvise"):
+        return
+    nbytes = pixels[:1].nbytes
+    with Path(str(pixels.filename)).open("rb") as file:
+        for row in rows:
+            start = pixels.offset + row * nbytes
+            os.posix_fadvise(file.fileno(), start, nbytes, os.POSIX_FADV_WILLNEED)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Literal
 
@@ -12,12 +13,12 @@ from torch import Tensor, nn
 
 from face_attributes.errors import UserError
 from face_attributes.files import remembered_sha256
-from face_attributes.networks.device import Hardware, in_halves
+from face_attributes.networks.device import Hardware, in_halves, share_memory
 from face_attributes.networks.freezing import split
 from face_attributes.networks.views import average_views, count_views, make_views, normalise
 from face_attributes.params import PredictionParams, Section, TrainParams
 from face_attributes.photos.labels import NUM_CLASSES
-from face_attributes.photos.packed import read_packed
+from face_attributes.photos.packed import PackedPixels, prefetch, read_packed
 from face_attributes.progress import progress
 from face_attributes.training.augmentation import augment
 from face_attributes.training.feature_store import FeatureStore
@@ -29,22 +30,39 @@ CHUNK = {"cpu": 128, "cuda": 512}
 
 @dataclass(frozen=True)
 class Photos:
-    """Crops (N x S x S x 3, uint8), their labels (N, int64), and the SHA-256 of the crops."""
+    """Crops (N x S x S x 3, uint8), their labels (N, int64), and the SHA-256 of the crops.
+
+    `packed` is the file that `pixels` are mapped from, on a CPU; for a GPU, `fetch` reads ahead.
+    """
 
     pixels: Tensor
     labels: Tensor
     sha256: str
+    packed: PackedPixels | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
+    def read_ahead(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
+        """Yield the batches of rows, each while the photos of the next are read from disk."""
+        for rows, following in zip_longest(batches, batches[1:]):
+            if self.packed is not None and following is not None:
+                prefetch(self.packed, following.tolist())
+            yield rows
+
 
 def load_photos(crops: Path, labels: np.ndarray, hardware: Hardware) -> Photos:
-    """Load all packed crops, onto the device if they fit, and their labels (N, int)."""
+    """Load all packed crops, onto the device if they fit, and their labels (N, int).
+
+    Others stay in their file, mapped into memory, so that they may be more than RAM holds.
+    """
+    packed = read_packed(crops)
+    pixels = hardware.to_device_if_it_fits(share_memory(packed))
     return Photos(
-        hardware.to_device_if_it_fits(torch.from_numpy(np.array(read_packed(crops)))),
+        pixels,
         torch.tensor(labels, device=hardware.device),
         remembered_sha256(crops),
+        packed if hardware.device.type == "cpu" else None,
     )
 
 
@@ -76,7 +94,8 @@ class Inputs:
             return (augment(pixels, self.params.augmentation, generator),)
 
         if self.augmented_features is None:
-            for pixels in self.hardware.fetch(self.photos.pixels, batches):
+            photos = self.photos
+            for pixels in self.hardware.fetch(photos.pixels, photos.read_ahead(batches)):
                 (images,) = in_halves(augmented, pixels, generators=[generator])
                 yield images
             return

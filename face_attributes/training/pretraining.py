@@ -11,6 +11,7 @@ from face_attributes.networks.device import Hardware
 from face_attributes.networks.views import normalise
 from face_attributes.progress import progress
 from face_attributes.training.augmentation import brighten, shift_and_flip
+from face_attributes.training.optimizer import prepare_steps
 
 EPOCHS = 6
 BATCH = 64
@@ -49,7 +50,9 @@ def pretrain(
 def _train(network: nn.Module, pixels: Tensor, attributes: Tensor, hardware: Hardware) -> float:
     pixels, attributes = pixels.to(hardware.device), attributes.to(hardware.device)
     generator = torch.Generator(hardware.device).manual_seed(torch.initial_seed())
-    optimizer = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=0.01)
+    weights = network.parameters()
+    optimizer = torch.optim.AdamW(weights, lr=LEARNING_RATE, weight_decay=0.01, fused=True)
+    prepare_steps(optimizer)
     scaler = hardware.loss_scaler()
     steps = EPOCHS * math.ceil(len(pixels) / BATCH)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(

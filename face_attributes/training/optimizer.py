@@ -1,0 +1,70 @@
+"""The optimizer: its learning rates, and steps that are fast on a CPU and safe on a GPU."""
+
+import math
+
+import torch
+from torch import nn
+
+from face_attributes.networks.freezing import parameter_groups
+from face_attributes.params import TrainParams
+
+
+def make_optimizer(network: nn.Module, params: TrainParams) -> torch.optim.Optimizer:
+    """Make AdamW, or SGD with Nesterov momentum, with a learning rate per part of the network."""
+    settings = params.optimizer
+    groups = parameter_groups(network, params.head_lr, params.backbone_lr, settings.lr_decay)
+    optimizer: torch.optim.Optimizer
+    if settings.name == "adamw":
+        optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay, fused=True)
+    else:
+        optimizer = torch.optim.SGD(
+            groups, momentum=0.9, nesterov=True, weight_decay=settings.weight_decay, fused=True
+        )
+    prepare_steps(optimizer)
+    return optimizer
+
+
+def prepare_steps(optimizer: torch.optim.Optimizer) -> None:
+    """Make the steps of a new fused optimizer fast on a CPU, and safe on a GPU."""
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    if any(not weight.is_cpu for weight in weights):
+        allocate_moments(optimizer)
+        return
+    # On a CPU, fused kernels copy tensors that are not contiguous, there and back, which takes
+    # longer than the step. A channels_last weight is contiguous as O x h x w x I.
+    optimizer.register_step_pre_hook(lambda *_: permute_weights(optimizer, (0, 2, 3, 1)))
+    optimizer.register_step_post_hook(lambda *_: permute_weights(optimizer, (0, 3, 1, 2)))
+
+
+def allocate_moments(optimizer: torch.optim.Optimizer) -> None:
+    """Allocate what a new fused AdamW or SGD allocates in its first step, with the same values.
+
+    Before the first batch, so that micro-batches shrink to what is left. In the step it would be
+    too late: it cannot be repeated after some of the weights have changed.
+    """
+    adam = isinstance(optimizer, torch.optim.AdamW)
+    for group in optimizer.param_groups:
+        for weight in group["params"]:
+            names = ("exp_avg", "exp_avg_sq") if adam else ("momentum_buffer",)
+            state = {name: torch.zeros_like(weight) for name in names}
+            if adam:
+                state["step"] = torch.zeros((), device=weight.device)
+            optimizer.state[weight] = state
+
+
+def permute_weights(optimizer: torch.optim.Optimizer, order: tuple[int, ...]) -> None:
+    """Permute the dimensions of convolution weights and of their gradients, without a copy."""
+    for group in optimizer.param_groups:
+        for weight in group["params"]:
+            if weight.dim() == 4 and weight.grad is not None:
+                gradient, weight.grad = weight.grad, None
+                weight.data = weight.data.permute(order)
+                weight.grad = gradient.permute(order)
+
+
+def learning_rate_factor(step: int, total: int, warmup: float) -> float:
+    """Linear warm-up over the share `warmup` of the steps, then cosine decay to 0."""
+    rise = warmup * total
+    if step < rise:
+        return (step + 1) / (rise + 1)
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - rise) / max(1.0, total - rise))))
