@@ -38,6 +38,8 @@ FAULTS_OF_FILES = {
     errno.ENAMETOOLONG: "the name is too long: shorten it",
     errno.EEXIST: "a file is in the way of a folder: move it",
     errno.ENOTDIR: "a file is in the way of a folder: move it",
+    errno.EMFILE: "too many files are open: raise `ulimit -n`",
+    errno.ENFILE: "all programs together have too many files open: end some",
     errno.EPERM: "permission denied: check the owner of the folder",
 }
 

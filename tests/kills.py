@@ -14,6 +14,7 @@ import random
 import signal
 import subprocess
 import tempfile
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Annotated
@@ -62,13 +63,15 @@ def last_stage(log: str) -> str:
 
 def main(
     kills: Annotated[int, typer.Option(min=1, help="Number of kills")] = 100,
-    max_seconds: Annotated[float, typer.Option(help="Longest time until a kill")] = 12.0,
     seed: Annotated[int, typer.Option(help="Of the moments")] = 0,
 ) -> None:
     """Kill `dvc repro` at random moments and compare its results with an undisturbed run's."""
     moments = random.Random(seed)
     with tempfile.TemporaryDirectory() as name:
+        start = time.monotonic()
         project = create_project(Path(name))
+        # So that each run is killed a few times, in all of its stages.
+        longest = (time.monotonic() - start) / 3
         log = project.folder / ".git/repro.log"
         expected = results(project)
         done, runs, broken_locks, stages = 0, 0, 0, Counter[str]()
@@ -77,7 +80,7 @@ def main(
             code = None
             while code is None:
                 left = done < kills
-                code = repro_for(project, moments.uniform(0, max_seconds) if left else 600, log)
+                code = repro_for(project, moments.uniform(0, longest) if left else 3600, log)
                 text = log.read_text()
                 if code is None:
                     done += 1
@@ -93,8 +96,8 @@ def main(
             different = [key for key in expected if found[key] != expected[key]]
             if different:
                 raise SystemExit(f"after {done} kills these differ: {', '.join(different)}")
-            print(f"{done} kills, {runs} runs: the same bytes", flush=True)
-    print(", ".join(f"{stage}: {count}" for stage, count in stages.most_common()))
+            counts = ", ".join(f"{stage}: {count}" for stage, count in stages.most_common())
+            print(f"{done} kills, {runs} runs: the same bytes ({counts})", flush=True)
     print(f"{RWLOCK} was cut off and deleted {broken_locks} times")
 
 

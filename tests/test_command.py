@@ -241,6 +241,28 @@ def test_a_file_larger_than_allowed_is_one_line(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
+def test_too_many_open_files_are_one_line(tmp_path: Path) -> None:
+    code = (
+        "from pathlib import Path; from contextlib import ExitStack\n"
+        "from face_attributes.command import stage_command\n"
+        "from face_attributes.files import write_whole\n"
+        "@stage_command\n"
+        "def main():\n"
+        "    with ExitStack() as files:\n"
+        "        for number in range(64):\n"
+        f"            files.enter_context(write_whole(Path({str(tmp_path)!r}, str(number))))\n"
+        "main()"
+    )
+    command = f'ulimit -n 32; exec {sys.executable} -c "$CODE"'
+    result = subprocess.run(
+        ["bash", "-c", command], env={**os.environ, "CODE": code}, capture_output=True, text=True
+    )
+    assert result.returncode == 1
+    assert result.stderr.startswith(f"error: {tmp_path}/")
+    assert result.stderr.endswith(": too many files are open: raise `ulimit -n`, then run again\n")
+    assert os.listdir(tmp_path) == []
+
+
 def test_a_killed_process_leaves_nothing_under_the_final_name(tmp_path: Path) -> None:
     code = (
         "import time; from pathlib import Path; from face_attributes.files import write_whole\n"

@@ -265,3 +265,17 @@ def test_a_full_disk_leaves_earlier_results_whole_and_they_come_back(
     assert left.items() <= before.items()  # DVC deletes outputs before it runs their stage
     project.run("dvc", "repro")
     assert {path: path.read_bytes() for path in paths} == before
+
+
+def test_few_open_files_are_enough(project: Project) -> None:
+    """Also with worker processes; the limit is often 256 or 1024."""
+    limited = "ulimit -n 64; exec"
+    stages = ["clean", "crop", "train@0"]
+    before = project.checksums()
+    project.run("bash", "-c", f"{limited} dvc repro -f --no-run-cache -s {' '.join(stages)}")
+    assert project.checksums() == before
+    options = "--fallback --csv results/labels.csv --annotate results/labelled"
+    photos = "data/sample/eval/images"
+    project.run("bash", "-c", f"{limited} {sys.executable} -m commands.classify {photos} {options}")
+    copies = list((project.folder / "results/labelled").iterdir())
+    assert len(copies) == len(list((project.folder / photos).iterdir()))
