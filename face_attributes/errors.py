@@ -9,6 +9,7 @@ OUT_OF_MEMORY = (
     "can't start new thread",
     "Insufficient memory",  # OpenCV
     "out of memory",  # CUDA
+    "STATUS_ALLOC_FAILED",  # cuBLAS, cuDNN
 )
 """Parts of the messages of exceptions that mean the same as MemoryError."""
 

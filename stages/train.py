@@ -106,6 +106,8 @@ def announce(params: Params, fold: Fold, parameters: dict[str, int], hardware: H
         print(
             f"train.batch_size: {train.batch_size} exceeds the {photos} photos: one batch per epoch"
         )
+    if hardware.device.type == "cpu" and hardware.dtype == torch.float16:
+        print("train.precision: fp16 is for GPUs, and very slow on a CPU: auto is faster")
     print(
         f"train fold {fold.number}: {photos} photos, {len(fold.validation)} held out, "
         f"{params.weights.model} frozen up to {train.freeze}: {parameters['trainable']:,} of "

@@ -53,6 +53,14 @@ def test_features_are_computed_once(store: FeatureStore) -> None:
     assert_stored(store, Source(value=40), "b")
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_features_keep_their_precision(store: FeatureStore, dtype: torch.dtype) -> None:
+    numbers = torch.linspace(-3, 3, 30).reshape(SHAPE).to(dtype)
+    features = FeatureStore(store.folder, 1000).get("a", SHAPE, dtype, lambda: [numbers])
+    assert features is not None and features.dtype == dtype
+    assert torch.equal(features, numbers)
+
+
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty"])
 def test_damaged_file_is_computed_again(store: FeatureStore, damage: str) -> None:
     get(store, Source())

@@ -428,6 +428,21 @@ def test_interrupted_run_resumes_to_the_same_weights(epoch: int, hardware: Hardw
     assert_close(whole, resumed)
 
 
+def test_random_states_are_those_of_the_device_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever other GPUs are visible, now or when the run resumes."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    targets = functional.one_hot(graded_photos().labels, NUM_CLASSES).float()
+    fold = Fold(0, TRAINING, HELD_OUT, targets)
+    run = loop.start_run(tiny_network(), fold, quick(), CPU.loss_scaler())
+    state = run.state_dict()
+    assert len(state["random"]) == 2, "the run's own generator, and the CPU's"
+    expected = torch.rand(2, generator=run.generator), torch.rand(2)
+    run.load_state_dict(state | {"network": {}})
+    assert torch.equal(torch.rand(2, generator=run.generator), expected[0])
+    assert torch.equal(torch.rand(2), expected[1])
+
+
 def test_infinite_loss_stops_the_run_and_names_the_step() -> None:
     params = quick(
         head_lr=1e6, backbone_lr=1e6, **{"optimizer.name": "sgd", "optimizer.warmup": 0.0}

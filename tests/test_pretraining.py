@@ -1,9 +1,11 @@
 """Pretraining: a backbone learns attributes of faces, and keeps its own head."""
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 from face_attributes.networks.build import head_name
+from face_attributes.networks.device import Hardware
 from face_attributes.training.pretraining import pretrain
 from tests.small import CPU, graded_photos, tiny_network
 
@@ -15,14 +17,15 @@ def bright_or_dark() -> tuple[Tensor, Tensor]:
     return photos.pixels.repeat(8, 1, 1, 1), torch.stack([bright, ~bright], 1).float().repeat(8, 1)
 
 
-def run(seed: int) -> tuple[nn.Module, float]:
-    network = tiny_network()
-    return network, pretrain(network, *bright_or_dark(), seed, CPU)
+def run(seed: int, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, float]:
+    network, hardware = tiny_network(), Hardware(CPU.device, dtype)
+    return network, pretrain(network, *bright_or_dark(), seed, hardware)
 
 
-def test_the_backbone_learns_the_attributes_and_the_head_stays() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_the_backbone_learns_the_attributes_and_the_head_stays(dtype: torch.dtype) -> None:
     before = {name: tensor.clone() for name, tensor in tiny_network().state_dict().items()}
-    network, accuracy = run(0)
+    network, accuracy = run(0, dtype)
     assert accuracy > 0.6
     after = network.state_dict()
     assert after.keys() == before.keys()

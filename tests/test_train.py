@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from face_attributes.errors import UserError
+from face_attributes.networks.device import Hardware
 from face_attributes.params import read_params
 from face_attributes.photos.tables import HOLDOUT
 from stages.train import announce, held_out_mask, make_fold, out_of_fold_table
@@ -67,7 +68,10 @@ def test_parameters_without_effect_are_announced(
     change("train.cached_views", 2)
     change("train.batch_size", 100)
     params = read_params(Path("params.yaml"))
-    announce(params, make_fold(FOLDS, 0, params, CPU.device), {"trainable": 1, "total": 2}, CPU)
+    hardware = Hardware(CPU.device, torch.float16)
+    fold = make_fold(FOLDS, 0, params, CPU.device)
+    announce(params, fold, {"trainable": 1, "total": 2}, hardware)
     printed = capsys.readouterr().out
+    assert "train.precision: fp16 is for GPUs, and very slow on a CPU" in printed
     assert "train.cached_views has no effect with train.freeze: none" in printed
     assert "train.batch_size: 100 exceeds the 18 photos: one batch per epoch" in printed

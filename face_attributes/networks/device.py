@@ -281,7 +281,7 @@ def in_halves(
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        if len(batch[0]) == 1:
+        if len(batch[0]) <= 1:
             raise does_not_fit(error) from None
     # After the except block, because its traceback keeps the failed tensors alive.
     torch.cuda.empty_cache()
