@@ -17,6 +17,7 @@ Stages after `train` are counted with DVC's work. Faults and shared file systems
 """
 
 import math
+import os
 import statistics
 import subprocess
 import sys
@@ -57,7 +58,7 @@ BYTES_PER_WEIGHT = 4
 
 
 class Parts(NamedTuple):
-    """What a run is made of; seconds, bytes, and photos per second of one GPU."""
+    """What a run is made of; seconds of one core, bytes, and photos per second of one GPU."""
 
     clean_and_crop: float
     hash: float
@@ -91,7 +92,7 @@ def phases(parts: Parts, work: Workload, gpus: int, gpus_per_machine: int) -> di
     pairs = work.photos * (work.photos - 1) / 2
     return {
         "clean, crop": work.photos * parts.clean_and_crop / parts.cores,
-        "duplicates": work.photos * parts.hash + pairs * parts.pair,
+        "duplicates": (work.photos * parts.hash + pairs * parts.pair) / parts.cores,
         "copy": copy_rounds * work.photos * parts.bytes_per_photo / slowest,
         "train": rounds * task_seconds(parts, work),
         "dvc": work.experiments * parts.dvc_per_experiment,
@@ -165,12 +166,12 @@ def measure_parts(
         clean_and_crop = decode + median_seconds(crop)
         disk = 2**28 / median_seconds(lambda: write_and_read(Path(folder) / "blob"), 3)
     crops = np.random.default_rng(0).integers(0, 256, (20, side, side, 3), dtype=np.uint8)
-    hashes = np.random.default_rng(0).integers(0, 2**63, (4000, 8)).astype(np.uint64)
-    pairs = len(hashes) * (len(hashes) - 1) / 2
+    hashes = np.random.default_rng(0).integers(0, 2**63, (8000, 8)).astype(np.uint64)
+    pairs_of_a_core = len(hashes) * (len(hashes) - 1) / 2 / (os.cpu_count() or 1)
     return Parts(
         clean_and_crop=clean_and_crop,
         hash=median_seconds(lambda: [perceptual_hashes(each) for each in crops]) / len(crops),
-        pair=median_seconds(lambda: list(close_pairs(hashes, 10)), 3) / pairs,
+        pair=median_seconds(lambda: list(close_pairs(hashes, 10)), 3) / pairs_of_a_core,
         start=median_seconds(
             lambda: subprocess.run(
                 [sys.executable, "-m", "stages.train", "--help"], capture_output=True, check=True
