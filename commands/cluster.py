@@ -35,7 +35,7 @@ from dvc.utils.hydra import apply_overrides
 from dvc_data.hashfile.hash_info import HashInfo
 from dvc_data.hashfile.meta import Meta
 
-from commands.sweep import TARGET, Grid, run_command, run_sweep
+from commands.sweep import TARGET, Grid, run_command, run_sweep, uncommitted_state
 from face_attributes import remote_stage
 from face_attributes.command import LOCKS, TIMES, errors_in_one_line
 from face_attributes.errors import UserError
@@ -220,19 +220,20 @@ def folds_and_what_they_need(targets: Sequence[str]) -> tuple[list[str], list[st
         UserError: if DVC cannot read dvc.yaml, or does not know a target.
     """
     with locked_project() as repo:
-        stages = [
-            stage.addressing
+        wanted = {
+            stage
             for target in targets or [""]  # all
             for stage in repo.stage.collect(target, with_deps=bool(target))
-        ]
-        folds = [name for name in dict.fromkeys(stages) if name.split("@")[0] == TRAIN]
-        before = [
-            stage.addressing
-            for name in folds
-            for stage in repo.stage.collect(name, with_deps=True)
-            if stage.addressing not in folds
-        ]
-    return folds, list(dict.fromkeys(before))
+        }
+        folds = {stage for stage in wanted if stage.addressing.split("@")[0] == TRAIN}
+        before = {
+            stage for fold in folds for stage in repo.stage.collect(fold.addressing, with_deps=True)
+        } - folds
+        in_order = repo.index.stages
+        return (
+            [stage.addressing for stage in in_order if stage in folds],
+            [stage.addressing for stage in in_order if stage in before],
+        )
 
 
 def is_finished(stage: PipelineStage) -> bool:
@@ -581,13 +582,26 @@ def sweep(
 ) -> None:
     """Like `python -m commands.sweep`, with the folds of all experiments trained on the cluster."""
 
-    def train(grid: Grid, folder: Path) -> list[str]:
-        with connection(ray):
-            return train_experiments(grid, folder, ray)
-
     with only_driver():
         ray = import_ray()
+
+        def train(grid: Grid, folder: Path) -> list[str]:
+            before = _project_state()
+            with connection(ray):
+                failed = train_experiments(grid, folder, ray)
+            if _project_state() != before:
+                raise UserError(
+                    "the project changed while the cluster trained: undo that, or run the same "
+                    "command again (what is finished is kept)"
+                )
+            return failed
+
         run_sweep(arguments, out, train_first=train)
+
+
+def _project_state() -> tuple[str, str]:
+    """What experiments start from: the commit and the uncommitted changes."""
+    return run_command("git", "rev-parse", "HEAD"), uncommitted_state()
 
 
 if __name__ == "__main__":

@@ -293,12 +293,13 @@ def test_a_node_killed_within_a_fold_changes_no_byte(
 def test_finished_folds_outlive_a_killed_driver_and_changed_parameters(
     project: Project, cluster: Any
 ) -> None:
-    project.set(train={"epochs": 1, "freeze": "layer4", "seed": 5})
+    project.set(train={"epochs": 3, "seed": 5})
     before = (project.folder / "dvc.lock").read_bytes()
     with driver(project, cluster, "repro", "aggregate") as first:
-        read_until(first, "train@.: finished")
+        read_until(first, "train fold .: 126 photos")
         with driver(project, cluster, "repro") as second:
             message, _ = second.communicate()
+        read_until(first, "train@.: finished")
         os.killpg(first.pid, signal.SIGKILL)
     assert message == (
         f"error: python -m commands.cluster in this project is still running (pid {first.pid}): "
