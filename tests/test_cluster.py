@@ -242,25 +242,15 @@ def wait_for_checkpoints(project: Project, number: int) -> None:
     raise AssertionError("no checkpoints")
 
 
-def lock_without_report(project: Project) -> str:
-    """dvc.lock, but for the report, which shows times."""
-    text = (project.folder / "dvc.lock").read_text()
-    return re.sub(r"(- path: reports/report.html\n.*\n).*\n.*\n", r"\1", text)
-
-
 EPOCHS = {"epochs": 4, "patience": 4}
 
 
 @pytest.fixture(scope="module")
-def at_home(project: Project) -> dict[str, Any]:
-    """dvc.lock, metrics.json and outputs of `dvc repro` with EPOCHS, without the cluster."""
+def at_home(project: Project) -> dict[str, bytes]:
+    """dvc.lock and metrics.json of `dvc repro` with EPOCHS, without the cluster."""
     project.set(train=EPOCHS)
-    project.run("dvc", "repro", "model_card")
-    results = {
-        "lock": lock_without_report(project),
-        "metrics": (project.folder / "metrics.json").read_bytes(),
-        "outputs": project.checksums(),
-    }
+    project.run("dvc", "repro", "aggregate")
+    results = {name: (project.folder / name).read_bytes() for name in ("dvc.lock", "metrics.json")}
     project.restore()
     shutil.rmtree(project.folder / ".dvc/cache/runs")  # and it trains again
     return results
@@ -268,10 +258,10 @@ def at_home(project: Project) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_a_node_killed_within_a_fold_changes_no_byte(
-    project: Project, cluster: Any, at_home: dict[str, Any]
+    project: Project, cluster: Any, at_home: dict[str, bytes]
 ) -> None:
     project.set(train=EPOCHS)
-    with second_node(cluster) as node, driver(project, cluster, "repro", "model_card") as process:
+    with second_node(cluster) as node, driver(project, cluster, "repro", "aggregate") as process:
         output = read_until(process, "fold . epoch 2/")
         wait_for_checkpoints(project, 2)
         cluster.remove_node(node, allow_graceful=False)
@@ -280,11 +270,9 @@ def test_a_node_killed_within_a_fold_changes_no_byte(
     assert re.search(
         r"^train@.: lost its worker, continues elsewhere: .* dead or unavailable$", output, re.M
     ), output
-    assert re.search(r"^fold . resuming after epoch [12]/4", output, re.M), output
+    assert re.search(r"^fold . resuming after epoch [123]/4", output, re.M), output
     assert "Running stage 'train" not in output
-    assert (project.folder / "metrics.json").read_bytes() == at_home["metrics"]
-    assert project.checksums() == at_home["outputs"]
-    assert lock_without_report(project) == at_home["lock"]
+    assert {name: (project.folder / name).read_bytes() for name in at_home} == at_home
     assert not (project.folder / ".cache/cluster").exists()
     project.restore()
 
