@@ -369,7 +369,7 @@ def train_all(tasks: Sequence[Task], ray: Any) -> dict[str, str]:
                 reason = " ".join(str(error).split()).split(". ")[0]
                 task.losses += 1
                 if task.losses > MOST_LOSSES:
-                    failed[task.digest] = f"{task.losses} workers were lost, the last one: {reason}"
+                    failed[task.digest] = f"{task.stage.name}: lost {task.losses} workers: {reason}"
                 else:
                     print(
                         f"{task.name}: lost its worker, continues elsewhere: {reason}", flush=True
@@ -385,7 +385,7 @@ def train_all(tasks: Sequence[Task], ray: Any) -> dict[str, str]:
             else:
                 del running[stream]
                 if kind == "failed":
-                    failed[task.digest] = value
+                    failed[task.digest] = f"{task.stage.name} on {value}"
                 else:
                     store(task, value)
     except KeyboardInterrupt:
@@ -563,7 +563,7 @@ def repro(
             with connection(ray):
                 failed = train_all(make_tasks(folds, Objects(), ray), ray)
             if failed:
-                raise UserError(f"{len(failed)} folds failed: {'; '.join(failed.values())}")
+                raise UserError(f"failed: {'; '.join(failed.values())}")
         if changed := unfinished([*before, *folds]):
             raise UserError(
                 f"parameters, code or data changed while the cluster trained, and {changed[0]} is "

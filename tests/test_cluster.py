@@ -235,14 +235,14 @@ def read_until(process: "subprocess.Popen[str]", pattern: str) -> str:
 
 def wait_for_checkpoints(project: Project, number: int) -> None:
     """Until the driver has a checkpoint of so many folds."""
-    for _ in range(200):
+    for _ in range(600):
         if len(list(project.folder.glob(".cache/cluster/*/*.checkpoint"))) == number:
             return
         time.sleep(0.05)
     raise AssertionError("no checkpoints")
 
 
-EPOCHS = {"epochs": 4, "patience": 4}
+EPOCHS = {"epochs": 6, "patience": 6}
 
 
 @pytest.fixture(scope="module")
@@ -270,7 +270,7 @@ def test_a_node_killed_within_a_fold_changes_no_byte(
     assert re.search(
         r"^train@.: lost its worker, continues elsewhere: .* dead or unavailable$", output, re.M
     ), output
-    assert re.search(r"^fold . resuming after epoch [123]/4", output, re.M), output
+    assert re.search(r"^fold . resuming after epoch [1-5]/6", output, re.M), output
     assert "Running stage 'train" not in output
     assert {name: (project.folder / name).read_bytes() for name in at_home} == at_home
     assert not (project.folder / ".cache/cluster").exists()
