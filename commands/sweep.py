@@ -18,7 +18,7 @@ import math
 import os
 import re
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Annotated
@@ -204,15 +204,21 @@ def print_ranking(table: pd.DataFrame, worth: str) -> None:
     )
 
 
-@user_command
-def main(
-    arguments: Annotated[
-        list[str], typer.Argument(metavar="KEY=VALUE,...", help="Values of a parameter to combine")
-    ],
-    out: Annotated[Path, typer.Option(help="Output folder")] = Path("sweep"),
-    jobs: Annotated[int, typer.Option(min=1, help="Experiments at a time")] = 1,
+def run_sweep(
+    arguments: Sequence[str],
+    out: Path,
+    jobs: int = 1,
+    train_first: Callable[[Grid, Path], list[str]] = lambda grid, folder: [],
 ) -> None:
-    """Run a DVC experiment for each combination of values, and rank them by macro F1."""
+    """Run a DVC experiment for each combination of values, and rank them by macro F1.
+
+    Args:
+        train_first: trains the folds of a grid elsewhere, so that DVC has their results when the
+            experiments run; takes the folder of their logs, and returns the names that failed.
+
+    Raises:
+        UserError: if an argument is wrong, or some experiments failed; the others are ranked.
+    """
     params = read_params()
     grid = make_grid(arguments)
     commit, state = run_command("git", "rev-parse", "HEAD")[:9], uncommitted_state()
@@ -222,7 +228,9 @@ def main(
     done = finished(grid, folder)
     for name in sorted(done):
         print(f"{name}: done before")
-    failed = run_all({n: grid[n] for n in grid if n not in done}, folder, jobs)
+    left = {name: grid[name] for name in grid if name not in done}
+    failed = train_first(left, folder) if left else []
+    failed += run_all({name: left[name] for name in left if name not in failed}, folder, jobs)
     names = [name for name in grid if name not in failed]
     if names:
         runs = [read_run(name) for name in names]
@@ -241,6 +249,18 @@ def main(
         print(f"charts: {out / 'sweep.png'}, {out / 'sweep.html'}; table: {out / 'sweep.csv'}")
     if failed:
         raise UserError(f"failed, and not in the table: {', '.join(failed)}")
+
+
+@user_command
+def main(
+    arguments: Annotated[
+        list[str], typer.Argument(metavar="KEY=VALUE,...", help="Values of a parameter to combine")
+    ],
+    out: Annotated[Path, typer.Option(help="Output folder")] = Path("sweep"),
+    jobs: Annotated[int, typer.Option(min=1, help="Experiments at a time")] = 1,
+) -> None:
+    """Run a DVC experiment for each combination of values, and rank them by macro F1."""
+    run_sweep(arguments, out, jobs)
 
 
 if __name__ == "__main__":

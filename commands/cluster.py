@@ -1,0 +1,608 @@
+"""Cluster: train the folds on the machines of a Ray cluster.
+
+python -m commands.cluster repro
+python -m commands.cluster sweep train.freeze=none,layer3 train.seed=0,1,2
+
+`RAY_ADDRESS` says where the cluster is, as HOST:PORT; without it, Ray starts one on this machine.
+The stages before `train` run here. Then a worker trains each fold that DVC has no results of. These
+go into DVC's run cache, where `dvc repro` finds them as if this machine had trained the fold. After
+a failure or a kill, run the same command again: finished folds and epochs are kept.
+"""
+
+import contextlib
+import hashlib
+import io
+import logging
+import os
+import secrets
+import shlex
+import shutil
+import socket
+import subprocess
+import tarfile
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from dvc.exceptions import DvcException
+from dvc.repo import Repo
+from dvc.stage import PipelineStage
+from dvc.stage.cache import RunCacheNotFoundError
+from dvc.utils.hydra import apply_overrides
+from dvc_data.hashfile.hash_info import HashInfo
+from dvc_data.hashfile.meta import Meta
+
+from commands.sweep import TARGET, Grid, run_command, run_sweep, uncommitted_state
+from face_attributes import remote_stage
+from face_attributes.command import LOCKS, TIMES, errors_in_one_line
+from face_attributes.errors import UserError
+from face_attributes.files import write_whole
+from face_attributes.params import read_params
+from face_attributes.processes import one_at_a_time
+from face_attributes.progress import progress
+from face_attributes.remote_stage import Files, package_version, read_files, run_stage
+
+TRAIN = "train"
+"""The stage that runs on the cluster, once per fold."""
+CODE = ("stages", "face_attributes")
+PACKAGES = (
+    "filelock", "numpy", "pandas", "psutil", "pydantic", "ruamel.yaml", "safetensors", "scipy",
+    "torch", "torchvision", "tqdm", "typer",
+)  # fmt: skip
+"""The packages that TRAIN imports; for networks timm/NAME, timm, too."""
+CHECKPOINTS = Path(".cache/cluster")
+"""A folder for each unfinished fold, with its last checkpoint."""
+MOST_LOSSES = 5
+"""Workers that a fold may lose before it counts as failed."""
+
+EVENTS_IN_WAITING = 2
+"""Events of a worker that may wait for the driver, so that checkpoints do not pile up."""
+CANCEL_SECONDS = 5.0
+PROBE_SECONDS = 2.0
+HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
+"""The first bytes from a gRPC client, with empty settings; a server answers with its settings."""
+HTTP2_SETTINGS = 4
+
+Objects = dict[str, Any]
+"""Ray's references to Files, by the hash of their content: each is sent once to a node."""
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+
+
+@dataclass
+class Task:
+    """A fold to train.
+
+    `stage` has the hashes of its dependencies, as they were when the task was made; `digest`
+    identifies them. `inputs` are references to the files that the stage reads, `versions` those of
+    the packages that it imports.
+    """
+
+    stage: PipelineStage
+    digest: str
+    inputs: list[Any]
+    versions: dict[str, str]
+    threads: int
+    gpus: int
+    times: Path
+    label: str
+    losses: int = 0
+
+    @property
+    def name(self) -> str:
+        return f"{self.label}{self.stage.name}"
+
+    @property
+    def checkpoint(self) -> Path:
+        return CHECKPOINTS / self.digest
+
+
+def import_ray() -> Any:
+    """Import Ray, with token authentication, and without statistics for its makers.
+
+    Unless the environment says otherwise, and a cluster on this machine listens on 127.0.0.1 alone.
+
+    Raises:
+        UserError: if Ray is not installed, or no cluster answers at RAY_ADDRESS.
+    """
+    address = os.environ.get("RAY_ADDRESS", "")
+    settings = {"RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"}
+    if not address:
+        # Its name notwithstanding: on every system, with 0, Ray listens on 127.0.0.1 alone.
+        settings["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+        if "RAY_AUTH_TOKEN_PATH" not in os.environ:
+            settings["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    for name, value in settings.items():
+        os.environ.setdefault(name, value)
+    try:
+        import ray
+    except ImportError:
+        raise UserError("Ray is not installed: pip install -r requirements-cluster.txt") from None
+    if address:
+        _probe(address)
+    # Workers do not have this module.
+    ray.cloudpickle.register_pickle_by_value(remote_stage)  # type: ignore[no-untyped-call]
+    return ray
+
+
+def _probe(address: str) -> None:
+    """Check within seconds that a gRPC server answers; Ray alone would wait for 80 seconds.
+
+    Raises:
+        UserError: if none answers.
+    """
+    from ray._private.services import canonicalize_bootstrap_address
+
+    try:
+        # Of 127.0.0.1 Ray makes this machine's address in its network, unless it uses no network.
+        used = str(canonicalize_bootstrap_address(address))
+    except (ValueError, ConnectionError):
+        used = ""
+    host, _, port = used.rpartition(":")
+    if "/" in host or not port.isdecimal():
+        raise UserError(
+            f"RAY_ADDRESS: write HOST:PORT of a cluster with this machine as a node (is {address})"
+        )
+    answer = b""
+    with (
+        contextlib.suppress(OSError, OverflowError),
+        socket.create_connection((host, int(port)), PROBE_SECONDS) as connected,
+    ):
+        connected.sendall(HTTP2_PREFACE)
+        answer = connected.recv(9)
+    if answer[3:4] != bytes([HTTP2_SETTINGS]):
+        raise UserError(
+            f"RAY_ADDRESS: no Ray cluster answers at {used}: start one with `ray start --head`, or "
+            "unset RAY_ADDRESS to use this machine alone"
+        )
+
+
+@contextlib.contextmanager
+def connection(ray: Any) -> Iterator[None]:
+    """Connect to the cluster at RAY_ADDRESS, or start one on this machine.
+
+    Raises:
+        UserError: if the cluster has another token or another version of Ray.
+    """
+    address = os.environ.get("RAY_ADDRESS", "")
+    try:
+        if address:
+            # It refuses a token at once, while ray.init tries again for 20 seconds.
+            ray._raylet.GcsClient(ray._private.services.canonicalize_bootstrap_address(address))
+        ray.init(
+            address or "local",
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    except ray.exceptions.AuthenticationError:
+        raise UserError(
+            f"RAY_ADDRESS: the cluster at {address} does not accept this token: set RAY_AUTH_TOKEN "
+            "or RAY_AUTH_TOKEN_PATH to the token that the cluster was started with"
+        ) from None
+    except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"RAY_ADDRESS: {address or 'this machine'}: {reason}") from None
+    ray._private.worker._worker_logs_enabled = False  # 30 lines of Ray's for each lost node
+    try:
+        yield
+    except (ray.exceptions.ObjectStoreFullError, ray.exceptions.OutOfDiskError):
+        raise UserError(
+            "Ray's object store on this machine is full: free some disk space, or set a larger "
+            "--object-store-memory for `ray start`"
+        ) from None
+    finally:
+        ray.shutdown()
+
+
+@contextlib.contextmanager
+def locked_project() -> Iterator[Repo]:
+    """Open the DVC project of this folder, and keep other DVC processes from changing it.
+
+    Raises:
+        UserError: with what DVC says is wrong, such as a mistake in dvc.yaml.
+    """
+    logging.getLogger("dvc").setLevel(logging.WARNING)
+    try:
+        with Repo() as repo, repo.lock:
+            yield repo
+    except DvcException as error:
+        raise UserError(" ".join(str(error).split())) from None
+
+
+def folds_and_what_they_need(targets: Sequence[str]) -> tuple[list[str], list[str]]:
+    """List the folds that `dvc repro TARGETS` trains, and the stages that must run before.
+
+    Raises:
+        UserError: if DVC cannot read dvc.yaml, or does not know a target.
+    """
+    with locked_project() as repo:
+        wanted = {
+            stage
+            for target in targets or [""]  # all
+            for stage in repo.stage.collect(target, with_deps=bool(target))
+        }
+        folds = {stage for stage in wanted if stage.addressing.split("@")[0] == TRAIN}
+        before = {
+            stage for fold in folds for stage in repo.stage.collect(fold.addressing, with_deps=True)
+        } - folds
+        in_order = repo.index.stages
+        return (
+            [stage.addressing for stage in in_order if stage in folds],
+            [stage.addressing for stage in in_order if stage in before],
+        )
+
+
+def is_finished(stage: PipelineStage) -> bool:
+    """Whether DVC has the outputs of a stage, in the workspace or in its cache.
+
+    Otherwise the stage has the hashes of its present dependencies afterwards.
+    """
+    if not stage.changed():
+        return True
+    if not stage.changed_stage() and stage.deps_cached() and stage.outs_cached():
+        return True
+    stage.save_deps()
+    for out in stage.outs:  # those in dvc.lock are of other dependencies
+        out.hash_info = HashInfo()
+    try:
+        stage.repo.stage_cache.restore(stage, dry=True)
+    except RunCacheNotFoundError:
+        return False
+    return True
+
+
+def unfinished(names: Sequence[str]) -> list[str]:
+    """List those of the stages that `dvc repro` would run."""
+    with locked_project() as repo:
+        stages = [stage for name in names for stage in repo.stage.collect(name)]
+        return [stage.addressing for stage in stages if not is_finished(stage)]
+
+
+def make_tasks(
+    names: Sequence[str], objects: Objects, ray: Any, times: Path = TIMES, label: str = ""
+) -> list[Task]:
+    """Make a task for each fold, of the project in this folder, that is not finished.
+
+    Args:
+        names: of the folds' stages.
+        objects: what earlier calls have put into Ray's object store; added to.
+        times: folder for the times of the stages.
+        label: what messages about these folds start with.
+
+    Raises:
+        UserError: if params.yaml is invalid, a dependency changes meanwhile, or `train.device` is
+            cuda and the cluster has no GPU.
+    """
+    with locked_project() as repo:
+        stages = [stage for name in names for stage in repo.stage.collect(name)]
+        stages = [stage for stage in stages if not is_finished(stage)]
+        if not stages:
+            return []
+        params = read_params()
+        device, model = params.train.device, params.weights.model
+        gpus = sum(node["Resources"].get("GPU", 0) for node in ray.nodes() if node["Alive"])
+        if device == "cuda" and not gpus:
+            raise UserError(
+                "train.device: cuda cannot be used: no node of the cluster has a GPU; set it to "
+                "auto or cpu"
+            )
+        packages = [*PACKAGES, "timm"] if model.startswith("timm/") else PACKAGES
+        versions = {package: package_version(package) for package in packages}
+        threads = _training_threads()
+        tasks = []
+        for stage in stages:
+            digest = _digest(stage)
+            deps = [dep.def_path for dep in stage.deps if dep.def_path != "params.yaml"]
+            data = [path for path in deps if Path(path).parts[0] not in CODE]
+            groups = [CODE, ["params.yaml"], *([path] for path in data)]
+            inputs = [_put(_list_files(group), objects, ray) for group in groups]
+            stage.save_deps()
+            if _digest(stage) != digest:
+                raise UserError("what train depends on changed while it was read: run again")
+            gpu = int(device != "cpu" and gpus > 0)
+            tasks.append(
+                Task(stage, digest, inputs, versions, threads, gpu, times.resolve(), label)
+            )
+    return tasks
+
+
+def _training_threads() -> int:
+    """The number of threads with which DVC would train here."""
+    import torch  # takes seconds, and only an unfinished fold needs it
+
+    return torch.get_num_threads()
+
+
+def _digest(stage: PipelineStage) -> str:
+    """A hash of the command and the dependencies of a stage."""
+    deps = sorted((str(dep), repr(dep.hash_info.value)) for dep in stage.deps)
+    return hashlib.sha256(repr((stage.cmd, deps)).encode()).hexdigest()
+
+
+def _list_files(paths: Sequence[str]) -> list[str]:
+    """The files at these paths, and in folders at any depth, without compiled code."""
+    found = [each for path in paths for each in (Path(path), *sorted(Path(path).rglob("*")))]
+    return [path.as_posix() for path in found if path.is_file() and path.suffix != ".pyc"]
+
+
+def _put(paths: Sequence[str], objects: Objects, ray: Any) -> Any:
+    """Put files into Ray's object store, unless they are in it; return the reference."""
+    files = read_files(Path(), paths)
+    digest = hashlib.sha256()
+    for path, content in files.items():
+        digest.update(f"{path} {len(content)} ".encode())
+        digest.update(content.data)
+    key = digest.hexdigest()
+    if key not in objects:
+        objects[key] = ray.put(files)
+    return objects[key]
+
+
+def train_all(tasks: Sequence[Task], ray: Any) -> dict[str, str]:
+    """Train folds on the cluster, and store each one's outputs as soon as it is finished.
+
+    A fold whose worker is lost continues on another one from its last checkpoint.
+
+    Returns:
+        Why folds failed, by the digest of their task.
+
+    Raises:
+        UserError: if no node is large enough, a worker has other package versions, or Ctrl-C.
+    """
+    _check_cpus(tasks, ray)
+    running = {_submit(task, ray): task for task in tasks}
+    failed = dict[str, str]()
+    try:
+        while running:
+            [stream], _ = ray.wait(list(running), num_returns=1)
+            task = running[stream]
+            try:
+                kind, value = ray.get(next(stream))
+            except ray.exceptions.RayTaskError:  # a mistake in this project
+                raise
+            except ray.exceptions.RayError as error:
+                del running[stream]
+                reason = " ".join(str(error).split()).split(". ")[0]
+                task.losses += 1
+                if task.losses > MOST_LOSSES:
+                    failed[task.digest] = f"{task.stage.name}: lost {task.losses} workers: {reason}"
+                else:
+                    print(
+                        f"{task.name}: lost its worker, continues elsewhere: {reason}", flush=True
+                    )
+                    running[_submit(task, ray)] = task
+                continue
+            if kind == "line":
+                print(f"{task.label}{value}", flush=True)
+            elif kind == "saved":
+                _write(value, task.checkpoint)
+            elif kind == "refused":
+                raise UserError(value)
+            else:
+                del running[stream]
+                if kind == "failed":
+                    failed[task.digest] = f"{task.stage.name} on {value}"
+                else:
+                    store(task, value)
+    except KeyboardInterrupt:
+        raise UserError(
+            "stopped: finished folds and epochs are kept; the same command continues there"
+        ) from None
+    finally:
+        if running:
+            _cancel(list(running), ray)
+    if not failed:
+        shutil.rmtree(CHECKPOINTS, ignore_errors=True)  # of runs that nobody continued
+    return failed
+
+
+def _cancel(streams: Sequence[Any], ray: Any) -> None:
+    """End stages that still run, and give their workers time to delete the temporary folders."""
+    for stream in streams:
+        ray.cancel(stream)
+    ended = [stream.completed() for stream in streams]
+    ray.wait(ended, num_returns=len(ended), timeout=CANCEL_SECONDS)
+
+
+def _check_cpus(tasks: Sequence[Task], ray: Any) -> None:
+    """Check that some node has a CPU per thread: a fold would otherwise wait for ever."""
+    cpus = max(int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"])
+    threads = max((task.threads for task in tasks if not task.gpus), default=1)
+    if threads > cpus:
+        raise UserError(
+            f"training uses {threads} threads here, and no node of the cluster has more than "
+            f"{cpus} CPUs: set OMP_NUM_THREADS={cpus}, also for `dvc repro`: rounding depends on it"
+        )
+
+
+def _submit(task: Task, ray: Any) -> Any:
+    """Queue a fold with its last checkpoint; return the stream of its events."""
+    saved = [path.name for path in task.checkpoint.glob("*.checkpoint")]
+    checkpoint = {
+        f".cache/checkpoints/{name}": content
+        for name, content in read_files(task.checkpoint, saved).items()
+    }
+    worker = ray.remote(run_stage).options(
+        num_cpus=1 if task.gpus else task.threads,
+        num_gpus=task.gpus,
+        num_returns="streaming",
+        _generator_backpressure_num_objects=EVENTS_IN_WAITING,
+        max_retries=0,
+    )
+    return worker.remote(
+        shlex.split(task.stage.cmd)[1:],
+        [*(out.def_path for out in task.stage.outs), _times_file(task)],
+        # As DVC does; and as many threads as at home, because rounding depends on their number.
+        {"DVC_STAGE": task.stage.addressing, "OMP_NUM_THREADS": str(task.threads)},
+        task.versions,
+        *task.inputs,
+        checkpoint,
+    )
+
+
+def _times_file(task: Task) -> str:
+    return (TIMES / f"{task.stage.name}.json").as_posix()
+
+
+def _write(files: Files, folder: Path) -> None:
+    """Write files to a folder, by their names, each whole."""
+    for path, content in files.items():
+        with write_whole(folder / Path(path).name, fsync=False) as file:
+            file.write(content.data)
+
+
+def store(task: Task, outputs: Files) -> None:
+    """Put a fold's outputs into DVC's cache, and into its run cache with their dependencies.
+
+    There `dvc repro` finds them, also in a copy of the project, and only with these dependencies.
+    """
+    _write({_times_file(task): outputs.pop(_times_file(task))}, task.times)
+    stage = task.stage
+    _write(outputs, task.checkpoint)
+    for out in stage.outs:
+        content = outputs[out.def_path]
+        out.hash_info = HashInfo("md5", hashlib.md5(content.data).hexdigest())
+        out.meta = Meta(size=len(content))
+        path = task.checkpoint / Path(out.def_path).name
+        out.cache.add(str(path.resolve()), out.fs, out.hash_info.value)
+    with contextlib.chdir(stage.repo.root_dir):
+        stage.repo.stage_cache.save(stage)
+    shutil.rmtree(task.checkpoint)
+    print(f"{task.name}: finished", flush=True)
+
+
+def run_dvc(*arguments: str) -> None:
+    """Run DVC with its output on this terminal.
+
+    Raises:
+        UserError: if it fails.
+    """
+    if subprocess.run(["dvc", *arguments]).returncode:
+        raise UserError(f"dvc {' '.join(arguments)} failed: see above")
+
+
+@contextlib.contextmanager
+def project_copy() -> Iterator[Path]:
+    """Copy what git tracks, with uncommitted changes, to a folder that shares DVC's cache.
+
+    These are the files from which `dvc exp run --temp` starts.
+    """
+    commit = run_command("git", "stash", "create").strip() or "HEAD"
+    cache = run_command("dvc", "cache", "dir").strip()
+    archive = subprocess.run(["git", "archive", commit], stdout=subprocess.PIPE, check=True).stdout
+    with tempfile.TemporaryDirectory(dir=".dvc/tmp", prefix="cluster-") as name:
+        copy = Path(name).resolve()
+        with tarfile.open(fileobj=io.BytesIO(archive)) as files:
+            files.extractall(copy, filter="tar")
+        if Path(".dvc/config.local").exists():
+            shutil.copy(".dvc/config.local", copy / ".dvc")
+        with contextlib.chdir(copy):
+            run_command("dvc", "config", "--local", "core.no_scm", "true")
+            run_command("dvc", "config", "--local", "cache.dir", cache)
+            run_command("dvc", "checkout", "--quiet", "--allow-missing")
+        yield copy
+
+
+def train_experiments(grid: Grid, folder: Path, ray: Any) -> list[str]:
+    """Train the folds of all experiments in one queue; return the names of those that failed.
+
+    Args:
+        folder: of a folder per experiment, for its log and the times of its stages.
+    """
+    objects, tasks = Objects(), dict[str, Task]()
+    needed, failures = dict[str, list[str]](), dict[str, str]()
+    with project_copy() as copy:
+        params = (copy / "params.yaml").read_text(encoding="utf-8")
+        for name, overrides in progress(grid.items(), len(grid), "sweep: inputs of experiments"):
+            times = (folder / name / "times").resolve()
+            with contextlib.chdir(copy):
+                Path("params.yaml").write_text(params, encoding="utf-8")
+                try:
+                    apply_overrides("params.yaml", overrides)
+                    folds, before = folds_and_what_they_need([TARGET])
+                    run_command("dvc", "repro", *before)
+                    made = make_tasks(folds, objects, ray, times, label=f"{name}: ")
+                except (UserError, DvcException) as error:
+                    failures[name] = " ".join(str(error).split())
+                    continue
+            needed[name] = [task.digest for task in made]
+            for task in made:  # experiments may share folds
+                tasks.setdefault(task.digest, task)
+        failed = train_all(list(tasks.values()), ray)
+    for name, digests in needed.items():
+        for digest in digests:
+            if digest in failed:
+                failures[name] = failed[digest]
+    for name, reason in failures.items():
+        print(f"{name}: failed: {reason}", flush=True)
+    return list(failures)
+
+
+def only_driver() -> contextlib.AbstractContextManager[None]:
+    """Keep other drivers out of this project."""
+    return one_at_a_time(LOCKS / "cluster.lock", "python -m commands.cluster in this project")
+
+
+@app.command()
+@errors_in_one_line
+def repro(
+    targets: Annotated[list[str] | None, typer.Argument(help="As of `dvc repro`")] = None,
+) -> None:
+    """Reproduce the pipeline as `dvc repro` does, with the folds trained on the cluster."""
+    wanted = targets or []
+    with only_driver():
+        ray = import_ray()
+        folds, before = folds_and_what_they_need(wanted)
+        if before:
+            run_dvc("repro", *before)
+        if unfinished(folds):
+            with connection(ray):
+                failed = train_all(make_tasks(folds, Objects(), ray), ray)
+            if failed:
+                raise UserError(f"failed: {'; '.join(failed.values())}")
+        if changed := unfinished([*before, *folds]):
+            raise UserError(
+                f"parameters, code or data changed while the cluster trained, and {changed[0]} is "
+                "out of date: run the same command again (what is finished is kept)"
+            )
+    run_dvc("repro", *wanted)
+
+
+@app.command()
+@errors_in_one_line
+def sweep(
+    arguments: Annotated[
+        list[str], typer.Argument(metavar="KEY=VALUE,...", help="Values of a parameter to combine")
+    ],
+    out: Annotated[Path, typer.Option(help="Output folder")] = Path("sweep"),
+) -> None:
+    """Like `python -m commands.sweep`, with the folds of all experiments trained on the cluster."""
+
+    with only_driver():
+        ray = import_ray()
+
+        def train(grid: Grid, folder: Path) -> list[str]:
+            before = _project_state()
+            with connection(ray):
+                failed = train_experiments(grid, folder, ray)
+            if _project_state() != before:
+                raise UserError(
+                    "the project changed while the cluster trained: undo that, or run the same "
+                    "command again (what is finished is kept)"
+                )
+            return failed
+
+        run_sweep(arguments, out, train_first=train)
+
+
+def _project_state() -> tuple[str, str]:
+    """What experiments start from: the commit and the uncommitted changes."""
+    return run_command("git", "rev-parse", "HEAD"), uncommitted_state()
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,384 @@
+"""Folds trained on a cluster: two raylets on this machine, lost nodes, the bytes of one machine."""
+
+import ast
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import psutil
+import pytest
+from typer.testing import CliRunner
+
+from commands.cluster import PACKAGES, app
+from face_attributes.remote_stage import Event, package_version, run_stage
+from tests.project import ENVIRONMENT, ROOT, Project
+from tests.test_contract import imports
+
+TOKEN = "0123456789abcdef" * 2
+CLUSTER = {  # raylets on 127.0.0.1 alone, as a driver without RAY_ADDRESS starts them
+    "RAY_AUTH_MODE": "token",
+    "RAY_AUTH_TOKEN": TOKEN,
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "OMP_NUM_THREADS": "1",
+}
+
+
+# What needs no cluster
+
+
+def refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str) -> tuple[str, float]:
+    """What `repro` prints with this RAY_ADDRESS, and the seconds until then."""
+    monkeypatch.chdir(tmp_path)
+    for name, value in (CLUSTER | {"RAY_ADDRESS": address}).items():
+        monkeypatch.setenv(name, value)
+    start = time.monotonic()
+    result = CliRunner().invoke(app, ["repro"])
+    assert result.exit_code == 1, result.output + str(result.exception)
+    return result.output, time.monotonic() - start
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:9", "127.0.0.1:99999"])
+def test_an_address_of_nothing_is_a_line_within_five_seconds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    output, seconds = refusal(tmp_path, monkeypatch, address)
+    assert output == (
+        f"error: RAY_ADDRESS: no Ray cluster answers at {address}: start one with `ray start "
+        "--head`, or unset RAY_ADDRESS to use this machine alone\n"
+    )
+    assert seconds < 5
+
+
+def test_so_is_a_server_that_never_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        output, seconds = refusal(tmp_path, monkeypatch, f"127.0.0.1:{server.getsockname()[1]}")
+    assert "no Ray cluster answers" in output
+    assert seconds < 5
+
+
+@pytest.mark.parametrize("address", ["nonsense", "ray://127.0.0.1:10001", "127.0.0.1:port"])
+def test_an_address_is_a_host_and_a_port(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    output, _ = refusal(tmp_path, monkeypatch, address)
+    assert output == (
+        "error: RAY_ADDRESS: write HOST:PORT of a cluster with this machine as a node (is "
+        f"{address})\n"
+    )
+
+
+def test_without_ray_the_line_says_how_to_install_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    output, _ = refusal(tmp_path, monkeypatch, "127.0.0.1:9")
+    assert output == "error: Ray is not installed: pip install -r requirements-cluster.txt\n"
+
+
+def test_versions_are_compared_of_all_packages_that_training_imports() -> None:
+    """Of all, because a worker without one of them fails, and one with another may be wrong."""
+    seen, waiting = set[Path](), {ROOT / "stages/train.py", ROOT / "stages/__init__.py"}
+    while waiting:
+        seen |= waiting
+        waiting = {path for each in waiting for path in imports(each)} - seen
+    modules = set()
+    for path in seen:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                modules |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                modules.add(str(node.module))
+    names = {module.split(".")[0] for module in modules} - sys.stdlib_module_names
+    assert names >= {"timm", "huggingface_hub"}, "for some networks alone"
+    pinned_by_pydantic = {"pydantic_core"}
+    here = {"stages", "face_attributes", "timm", "huggingface_hub"} | pinned_by_pydantic
+    assert {{"ruamel": "ruamel.yaml"}.get(name, name) for name in names - here} == set(PACKAGES)
+
+
+def script(text: str) -> dict[str, Any]:
+    """A stage for a worker: a module of its own."""
+    return {"stage.py": np.frombuffer(textwrap.dedent(text).encode(), np.uint8)}
+
+
+def run(text: str, *outputs: str, **versions: str) -> list[Event]:
+    """What a worker reports of a stage."""
+    return list(run_stage(["-m", "stage"], outputs, {"WORD": "hello"}, versions, script(text)))
+
+
+def test_a_worker_reports_lines_checkpoints_and_outputs(tmp_path: Path) -> None:
+    events = run(
+        """
+        import os, pathlib, time
+        print(os.environ["WORD"], flush=True)
+        place = pathlib.Path(".cache/checkpoints")
+        place.mkdir(parents=True)
+        (place / "fold0.checkpoint").write_text("epoch 1")
+        time.sleep(1)
+        (place / "fold0.checkpoint").unlink()
+        pathlib.Path("out.csv").write_text("result")
+        print("last line", end="")
+        """,
+        "out.csv",
+    )
+    contents = [
+        (kind, value if isinstance(value, str) else {k: bytes(v) for k, v in value.items()})
+        for kind, value in events
+    ]
+    assert contents == [
+        ("line", "hello"),
+        ("saved", {".cache/checkpoints/fold0.checkpoint": b"epoch 1"}),
+        ("line", "last line"),
+        ("done", {"out.csv": b"result"}),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("print('error: no such fold'); print('more'); exit(1)", "no such fold"),
+        ("exit(3)", "exit code 3; its output is above"),
+        ("import os; os.kill(os.getpid(), 9)", "the system killed the stage (signal 9), probably"),
+        ("", "out.csv: No such file or directory"),
+    ],
+)
+def test_a_failed_stage_is_a_line_that_names_the_worker(text: str, reason: str) -> None:
+    kind, value = run(text, "out.csv")[-1]
+    assert kind == "failed"
+    assert re.fullmatch(rf"worker \S+: .*{re.escape(reason)}.*", str(value))
+
+
+def test_a_worker_with_another_version_refuses_by_name() -> None:
+    [(kind, value)] = run("print('ran')", numpy=package_version("numpy"), torch="1.0", none="2")
+    assert kind == "refused"
+    assert re.fullmatch(
+        rf"worker \S+ has torch {re.escape(package_version('torch'))}, but this machine has 1.0: "
+        r"install the same versions on both \(requirements.txt, constraints.txt\)",
+        str(value),
+    )
+
+
+def test_a_worker_out_of_disk_says_so() -> None:
+    """A limit on the size of files stands for the disk."""
+    code = (
+        "import resource, numpy; from face_attributes.remote_stage import run_stage\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "print(list(run_stage([], [], {}, {}, {'crops.npy': numpy.zeros(2000, 'u1')})))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert re.fullmatch(r"\[\('failed', 'worker \S+: \S*: File too large'\)\]\n", result.stdout), (
+        result.stdout + result.stderr
+    )
+
+
+# Two raylets
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """A cluster of one node with one CPU, to which tests add others."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in CLUSTER.items():
+            patch.setenv(name, value)
+        from ray.cluster_utils import Cluster
+
+        node = {"num_cpus": 1, "object_store_memory": 3 * 10**8}
+        started = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
+        yield started
+        started.shutdown()
+
+
+@contextmanager
+def second_node(cluster: Any) -> Iterator[Any]:
+    node = cluster.add_node(num_cpus=1, object_store_memory=3 * 10**8)
+    yield node
+    if node in cluster.list_all_nodes():
+        cluster.remove_node(node, allow_graceful=False)
+
+
+@contextmanager
+def driver(
+    project: Project, cluster: Any, *arguments: str, **environment: str
+) -> Iterator["subprocess.Popen[str]"]:
+    """A running `python -m commands.cluster`, in a process group of its own."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "commands.cluster", *arguments], cwd=project.folder,
+        env={**ENVIRONMENT, **CLUSTER, "RAY_ADDRESS": cluster.address, **environment},
+        text=True, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    ) as process:  # fmt: skip
+        yield process
+
+
+def read_until(process: "subprocess.Popen[str]", pattern: str) -> str:
+    """The output up to the first line that matches."""
+    assert process.stdout is not None
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if re.match(pattern, line):
+            return "".join(lines)
+    raise AssertionError("".join(lines))
+
+
+def wait_for_checkpoints(project: Project, number: int) -> None:
+    """Until the driver has a checkpoint of so many folds."""
+    for _ in range(600):
+        if len(list(project.folder.glob(".cache/cluster/*/*.checkpoint"))) == number:
+            return
+        time.sleep(0.05)
+    raise AssertionError("no checkpoints")
+
+
+EPOCHS = {"epochs": 6, "patience": 6}
+
+
+@pytest.fixture(scope="module")
+def at_home(project: Project) -> dict[str, bytes]:
+    """dvc.lock and metrics.json of `dvc repro` with EPOCHS, without the cluster."""
+    project.set(train=EPOCHS)
+    project.run("dvc", "repro", "aggregate")
+    results = {name: (project.folder / name).read_bytes() for name in ("dvc.lock", "metrics.json")}
+    project.restore()
+    shutil.rmtree(project.folder / ".dvc/cache/runs")  # and it trains again
+    return results
+
+
+@pytest.mark.slow
+def test_a_node_killed_within_a_fold_changes_no_byte(
+    project: Project, cluster: Any, at_home: dict[str, bytes]
+) -> None:
+    project.set(train=EPOCHS)
+    with second_node(cluster) as node, driver(project, cluster, "repro", "aggregate") as process:
+        output = read_until(process, "fold . epoch 2/")
+        wait_for_checkpoints(project, 2)
+        cluster.remove_node(node, allow_graceful=False)
+        output += process.communicate()[0]
+    assert process.returncode == 0, output
+    assert re.search(
+        r"^train@.: lost its worker, continues elsewhere: .* dead or unavailable$", output, re.M
+    ), output
+    assert re.search(r"^fold . resuming after epoch [1-5]/6", output, re.M), output
+    assert "Running stage 'train" not in output
+    assert {name: (project.folder / name).read_bytes() for name in at_home} == at_home
+    assert not (project.folder / ".cache/cluster").exists()
+    project.restore()
+
+
+@pytest.mark.slow
+def test_finished_folds_outlive_a_killed_driver_and_changed_parameters(
+    project: Project, cluster: Any
+) -> None:
+    project.set(train={"epochs": 3, "seed": 5})
+    before = (project.folder / "dvc.lock").read_bytes()
+    with driver(project, cluster, "repro", "aggregate") as first:
+        read_until(first, "train fold .: 126 photos")
+        with driver(project, cluster, "repro") as second:
+            message, _ = second.communicate()
+        read_until(first, "train@.: finished")
+        os.killpg(first.pid, signal.SIGKILL)
+    assert message == (
+        f"error: python -m commands.cluster in this project is still running (pid {first.pid}): "
+        "wait, or end it\n"
+    )
+    assert (project.folder / "dvc.lock").read_bytes() == before
+
+    with driver(project, cluster, "repro", "aggregate") as process:
+        output = read_until(process, "train fold .: 126 photos")
+        project.set(train={"seed": 6})
+        output += process.communicate()[0]
+    assert process.returncode == 1
+    assert len(re.findall("^train@.: finished", output, re.M)) == 1, output
+    assert output.endswith(
+        "error: parameters, code or data changed while the cluster trained, and train@0 is out of "
+        "date: run the same command again (what is finished is kept)\n"
+    )
+    assert (project.folder / "dvc.lock").read_bytes() == before
+
+    project.set(train={"seed": 5})
+    output = project.run("dvc", "repro", "train")
+    assert output.count("is cached - skipping run") == 2
+    assert json.loads((project.folder / ".cache/times/train@0.json").read_text())["seconds"] > 0
+    project.restore()
+
+
+@pytest.mark.slow
+def test_what_a_cluster_lacks_is_a_line(project: Project, cluster: Any) -> None:
+    project.set(train={"device": "cuda"})
+    with driver(project, cluster, "repro") as process:
+        assert (process.communicate()[0].splitlines()[-1]) == (
+            "error: train.device: cuda cannot be used: no node of the cluster has a GPU; set it to "
+            "auto or cpu"
+        )
+    project.set(train={"device": "cpu", "seed": 7})
+    with driver(project, cluster, "repro", OMP_NUM_THREADS="2") as process:
+        assert process.communicate()[0].splitlines()[-1] == (
+            "error: training uses 2 threads here, and no node of the cluster has more than 1 CPUs: "
+            "set OMP_NUM_THREADS=1, also for `dvc repro`: rounding depends on it"
+        )
+    with driver(project, cluster, "repro", RAY_AUTH_TOKEN="f" * 32) as process:
+        assert process.communicate()[0].splitlines()[-1] == (
+            f"error: RAY_ADDRESS: the cluster at {cluster.address} does not accept this token: set "
+            "RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the token that the cluster was started with"
+        )
+    project.restore()
+
+
+@pytest.mark.slow
+def test_a_sweep_trains_the_folds_of_all_experiments_on_the_cluster(
+    project: Project, cluster: Any
+) -> None:
+    """Experiments with the same folds share them; one with a bad value fails alone."""
+    values = ["train.freeze=layer4", "predict.tau=0.0,1.0,99.0"]
+    with driver(project, cluster, "sweep", *values) as process:
+        output, _ = process.communicate()
+    assert process.returncode == 1
+    assert output.endswith(
+        "error: failed, and not in the table: freeze-layer4_predict.tau-99.0\n"
+    ), output
+    assert len(re.findall("train@.: finished", output)) == 2
+    table = pd.read_csv(project.folder / "sweep/sweep.csv").set_index("run")
+    assert set(table.index) == {"freeze-layer4_predict.tau-0.0", "freeze-layer4_predict.tau-1.0"}
+    log = project.folder.glob("sweep/*/freeze-layer4_predict.tau-0.0/log.txt")
+    assert next(log).read_text().count("is cached - skipping run") >= 2
+    compared = project.python("commands.compare", "HEAD", "freeze-layer4_predict.tau-1.0")
+    assert "macro F1" in compared
+    project.run("dvc", "exp", "apply", "freeze-layer4_predict.tau-1.0")
+    assert project.outdated().isdisjoint({"train@0", "train@1", "predict", "aggregate"})
+    project.restore()
+    assert project.run("git", "status", "--porcelain") == ""
+
+
+@pytest.mark.slow
+def test_without_an_address_ray_starts_on_this_machine_and_listens_to_it_alone(
+    project: Project,
+) -> None:
+    project.set(train={"freeze": "layer4", "seed": 8})
+    with subprocess.Popen(
+        [sys.executable, "-m", "commands.cluster", "repro", "train@0"], cwd=project.folder,
+        env=ENVIRONMENT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    ) as process:  # fmt: skip
+        output = read_until(process, "train fold 0: 126 photos")
+        addresses = {
+            connection.laddr.ip.removeprefix("::ffff:")
+            for each in psutil.Process(process.pid).children(recursive=True)
+            for connection in each.net_connections("tcp")
+            if connection.status == psutil.CONN_LISTEN
+        }
+        output += process.communicate()[0]
+    assert process.returncode == 0, output
+    assert addresses == {"127.0.0.1"}
+    assert "Stage 'train@0' is cached - skipping run" in output
+    project.restore()
