@@ -172,7 +172,7 @@ def test_comments_and_all_other_lines_of_params_yaml_stay(train: Path) -> None:
     assert keys <= {
         "train", "eval", "answers", "margin", "side", "similarity", "source", "freeze", "epochs",
         "batch_size", "head_lr", "backbone_lr", "heads", "cached_views", "head_epochs", "ema",
-        "age_softness", "rotation", "zoom", "model", "index", "patience",
+        "age_softness", "rotation", "zoom", "flip", "model", "index", "patience",
     }  # fmt: skip
 
 
