@@ -431,9 +431,10 @@ class Step:
         self.norm.copy_(get_total_norm(gradients(run.network)))
         run.optimizer.step()
         run.optimizer.zero_grad()
-        self.update_average(
-            list(run.average.values()), [self.weights[name] for name in run.average], 0
-        )
+        if run.average:
+            self.update_average(
+                list(run.average.values()), [self.weights[name] for name in run.average], 0
+            )
 
     def capture(self) -> Callable[[], None]:
         """Take WARM_UP steps, and return a function that takes one more at each call."""
@@ -502,31 +503,38 @@ def plain_step(network: nn.Module, hardware: Hardware) -> Callable[[Tensor, Tens
     return step
 
 
+def random_photos(hardware: Hardware, side: int, count: int) -> Photos:
+    """Photos of noise on the device, of all classes in turn."""
+    pixels = torch.randint(0, 256, (count, side, side, 3), dtype=torch.uint8)
+    labels = torch.arange(count) % NUM_CLASSES
+    return Photos(pixels.to(hardware.device), labels.to(hardware.device), "random")
+
+
+def time_graph(hardware: Hardware, params: TrainParams, side: int, batch: int, steps: int) -> float:
+    """Photos per second of the project's step as a CUDA graph."""
+    params = change(params, batch_size=batch)
+    step = Step(random_photos(hardware, side, steps * batch), params, hardware, tensor_rates=True)
+    replay = step.capture()
+
+    def replay_all() -> None:
+        for number in range(steps):
+            step.load(number)
+            replay()
+
+    return photos_per_second(replay_all, steps * batch)
+
+
 def time_training(
     hardware: Hardware, params: TrainParams, side: int, batch: int, steps: int
 ) -> dict[str, float]:
-    """Photos per second of the project's epoch, its step as a graph, and a plain eager step."""
+    """Photos per second of the project's epoch, its predictions, and a plain eager step."""
     count, params = steps * batch, change(params, batch_size=batch)
-    pixels = torch.randint(0, 256, (count, side, side, 3), dtype=torch.uint8)
-    photos = Photos(pixels, torch.arange(count) % NUM_CLASSES, "random")
-    photos = Photos(
-        photos.pixels.to(hardware.device), photos.labels.to(hardware.device), photos.sha256
-    )
+    photos = random_photos(hardware, side, count)
     run, inputs, fold = make_run(photos, params, hardware)
     speeds = {"epoch": photos_per_second(lambda: train_epoch(run, inputs, fold, params), count)}
     rows = torch.arange(count, device=hardware.device)
     views = plain_views(params)
     speeds["prediction"] = photos_per_second(lambda: inputs.predict(rows, views), count)
-    if hardware.device.type == "cuda":
-        step = Step(photos, params, hardware, tensor_rates=True)
-        replay = step.capture()
-
-        def replay_all() -> None:
-            for number in range(steps):
-                step.load(number)
-                replay()
-
-        speeds["graph"] = photos_per_second(replay_all, count)
     with free_choice_of_algorithms():
         take = plain_step(make_network(side, hardware), hardware)
         images, labels = normalise(photos.pixels[:batch]), photos.labels[:batch]
@@ -669,6 +677,12 @@ def main() -> None:
         well, found = attempt(f"speed, {label}, batch {batch}", work, options.budget)
         good.append(well)
         speeds[label] = found or {}
+        if cuda:
+            graph = partial(time_graph, hardware, params, width, batch, steps)
+            well, found = attempt(f"speed of a graph, {label}", graph, options.budget)
+            good.append(well)
+            if found:
+                speeds[label]["graph"] = found
     large, (width, batch, steps) = next(iter(sizes.items()))
     workers = 16 if cuda else 1
     loop = partial(time_workers, hardware, width, batch, 2 * steps, workers)

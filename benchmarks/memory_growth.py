@@ -40,7 +40,7 @@ from face_attributes.training.loop import Fold, evaluate, start_run, train_epoch
 
 FACTORS = (1, 4, 16)
 BATCH = 256
-SECONDS_BETWEEN_LOOKS = 0.005
+POLL_SECONDS = 0.005
 
 
 class Peak(NamedTuple):
@@ -56,7 +56,7 @@ def measure(work: Callable[[], object]) -> Peak:
     looks, done, process = list[tuple[int, int]](), threading.Event(), psutil.Process()
 
     def watch() -> None:
-        while not done.wait(SECONDS_BETWEEN_LOOKS):
+        while not done.wait(POLL_SECONDS):
             info = process.memory_info()
             looks.append((info.rss - info.shared, info.shared))
 

@@ -34,7 +34,7 @@ def is_link_into_cache(path: Path) -> bool:
 
 def project_folder() -> Path:
     """The project's folder, even from one of DVC's temporary copies of it."""
-    project, _, _ = str(Path.cwd()).partition("/.dvc/tmp/exps/")
+    project, _, _ = str(Path.cwd()).partition("/.dvc/tmp/")
     return Path(project)
 
 

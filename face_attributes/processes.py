@@ -16,6 +16,7 @@ from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
+from uuid import uuid4
 
 import psutil
 from filelock import FileLock, Timeout
@@ -26,7 +27,7 @@ Result = TypeVar("Result")
 
 PR_SET_PDEATHSIG = 1
 """Of prctl(2): the signal that Linux sends to a process whose parent has ended."""
-SECONDS_BETWEEN_LOOKS = 0.5
+POLL_SECONDS = 0.5
 CHUNKS_AHEAD = 4
 """Chunks per core that are computed or waiting: results that are not fetched fill no memory."""
 PARENT_IS_GONE = "\nstopped: the process that started this one is gone"
@@ -83,12 +84,16 @@ def map_on_all_cores(
     with process_pool(None, initializer, remedy) as pool:
         calls = zip(*arguments, strict=False)
         waiting = deque[Future[list[Result]]]()
-        while chunk := list(islice(calls, chunksize)):
-            waiting.append(pool.submit(_call_each, function, chunk))
-            if len(waiting) > CHUNKS_AHEAD * (os.cpu_count() or 1):
+        try:
+            while chunk := list(islice(calls, chunksize)):
+                waiting.append(pool.submit(_call_each, function, chunk))
+                if len(waiting) > CHUNKS_AHEAD * (os.cpu_count() or 1):
+                    yield from waiting.popleft().result()
+            while waiting:
                 yield from waiting.popleft().result()
-        while waiting:
-            yield from waiting.popleft().result()
+        finally:
+            for chunk_results in waiting:
+                chunk_results.cancel()
 
 
 def _call_each(
@@ -153,7 +158,7 @@ def claim(names: Sequence[str], folder: Path) -> tuple[int, int]:
         counts = [sum(map(_is_held, folder.glob(f"{name}-*.lock"))) for name in names]
         others = min(counts)
         index = counts.index(others)
-        lock = FileLock(folder / f"{names[index]}-{os.getpid()}-{len(_claims)}.lock")
+        lock = FileLock(folder / f"{names[index]}-{uuid4().hex}.lock")
         lock.acquire()
         _claims.append(lock)
     return index, others
@@ -184,7 +189,7 @@ def end_with_parent() -> None:
 
     def watch() -> None:
         while _starters() == starters:
-            time.sleep(SECONDS_BETWEEN_LOOKS)
+            time.sleep(POLL_SECONDS)
         _end(PARENT_IS_GONE, signal.SIGKILL)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -16,6 +16,7 @@ decide.
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 
 import cv2
@@ -60,6 +61,8 @@ TEMPLATE = slice(9, SIDE - 9)
 """The part of the first crop that is searched for in the second."""
 SCALES = np.arange(0.86, 1.15, 0.02)
 """Scales of the second crop: the face box of a copy may be slightly larger or smaller."""
+MOST_SMALL_CROPS = 100_000
+"""Small crops that are kept for other pairs, of 4 KB each."""
 COARSE_SCALES = SCALES[2::5]
 """Scales that are tried first."""
 MIN_COARSE = 0.8
@@ -176,11 +179,16 @@ def find_duplicates(
     hashes = np.array(list(progress(hashed, len(crops), "duplicates: crops hashed")), np.uint64)
     candidates = close_pairs(hashes.reshape(-1, len(ORIENTATIONS)), params.hash_distance)
     pairs = [pair for pair in candidates if people[pair[0]]]
+
+    @lru_cache(MOST_SMALL_CROPS)
+    def small(index: int) -> Grey:
+        return small_grey(crops[index])
+
     rows = []
     similarities = map_on_all_cores(
         oriented_similarity,
-        (small_grey(crops[first]) for first, _, _ in pairs),
-        (small_grey(crops[second]) for _, second, _ in pairs),
+        (small(first) for first, _, _ in pairs),
+        (small(second) for _, second, _ in pairs),
         (orientation for _, _, orientation in pairs),
         chunksize=64,
     )

@@ -38,7 +38,7 @@ def test_checkpoint_is_saved_loaded_and_deleted(path: Path) -> None:
     [
         ("cut", "is damaged"),
         ("flipped", "is damaged"),
-        ("foreign", "is from a run with other code, data or parameters"),
+        ("foreign", "is from a run with other code, data, parameters or hardware"),
     ],
 )
 def test_damaged_or_foreign_checkpoint_is_set_aside(

@@ -126,7 +126,7 @@ def test_ctrl_c_ends_training_at_once_and_says_what_is_kept(project: Project) ->
     assert "Traceback" not in output
     project.set(train={"epochs": 1})
     output = project.run(*train("data/other"))
-    assert "from a run with other code, data or parameters: set aside" in output
+    assert "from a run with other code, data, parameters or hardware: set aside" in output
     project.restore()
 
 

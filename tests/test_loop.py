@@ -473,8 +473,9 @@ def test_infinite_gradient_stops_the_run_and_names_the_step() -> None:
 def test_an_epoch_that_other_processes_hold_up_says_so() -> None:
     assert crowding(seconds=10, processor_seconds=19.8, threads=2) == ""
     assert crowding(seconds=10, processor_seconds=10.6, threads=2) == (
-        "other processes use these cores: this epoch got 53% of the time that its threads "
-        "wanted, and may take several times as long; try fewer than 2 threads: OMP_NUM_THREADS=1"
+        "this epoch got 53% of the processor time that its threads wanted, and may have taken "
+        "several times as long: other processes, a CPU limit or a slow disk hold it up; try fewer "
+        "than 2 threads: OMP_NUM_THREADS=1"
     )
     assert "OMP_NUM_THREADS" not in crowding(seconds=10, processor_seconds=3, threads=1)
     assert crowding(seconds=1, processor_seconds=0.2, threads=2) == "", "too short to tell"

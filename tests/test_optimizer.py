@@ -75,13 +75,31 @@ def test_moments_take_their_memory_before_the_first_batch(name: str) -> None:
     on_gpu = tiny_network().to("meta")
     assert set(make_optimizer(on_gpu, params).state) == set(on_gpu.parameters())
     networks = [tiny_network(), tiny_network()]
-    for network, allocate in zip(networks, (allocate_moments, lambda _: None), strict=True):
+    for network, allocate in zip(networks, (allocate_moments, lambda *_: None), strict=True):
         groups: list[dict[str, Any]] = [{"params": network.parameters()}]
         optimizer = type(make_optimizer(network, params))(groups, lr=0.1, fused=True)
-        allocate(optimizer)
+        allocate(optimizer, network.parameters())
         for step in range(3):
             network(torch.randn(4, 3, 16, 16, generator=seeded(step))).square().mean().backward()
             optimizer.step()
+            optimizer.zero_grad()
+    for key, tensor in networks[0].state_dict().items():
+        torch.testing.assert_close(networks[1].state_dict()[key], tensor)
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_a_first_step_that_overflows_leaves_no_trace(name: str) -> None:
+    """torch's fused SGD alone would go on with a momentum of whatever was in memory."""
+    params = train_params(**{"optimizer.name": name, "head_lr": 0.1, "backbone_lr": 0.1})
+    networks = [tiny_network(), tiny_network()]
+    for network, overflows in zip(networks, (True, False), strict=True):
+        optimizer, scaler = make_optimizer(network, params), torch.amp.GradScaler("cpu")
+        for factor in [torch.inf] * overflows + [1.0, 1.0]:
+            images = torch.randn(4, 3, 16, 16, generator=seeded())
+            network.eval()  # BatchNorm's statistics are not the optimizer's
+            scaler.scale(network(images).square().mean() * factor).backward()
+            scaler.step(optimizer)
+            scaler.update()
             optimizer.zero_grad()
     for key, tensor in networks[0].state_dict().items():
         torch.testing.assert_close(networks[1].state_dict()[key], tensor)

@@ -11,8 +11,8 @@ import psutil
 import pytest
 import torch
 
+from face_attributes.networks.device import mapped_tensor
 from face_attributes.photos.packed import Pixels, prefetch, read_packed, write_packed
-from face_attributes.training.feature_store import share_memory
 
 
 def crops_of(values: range, side: int = 4) -> list[Pixels]:
@@ -43,7 +43,7 @@ def test_more_crops_than_ram_holds_can_be_read(tmp_path: Path) -> None:
         file.truncate(file.tell() + count * side * side * 3 - 1)
         file.seek(0, 2)
         file.write(b"\x07")
-    pixels = share_memory(read_packed(path))
+    pixels = mapped_tensor(read_packed(path))
     assert pixels.shape == (count, side, side, 3)
     rows = pixels[torch.tensor([5, count - 1])]
     assert rows.sum(dtype=torch.long) == 7

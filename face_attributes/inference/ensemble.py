@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from face_attributes.errors import UserError
 from face_attributes.networks.build import build
-from face_attributes.networks.device import Hardware, in_halves, share_memory
+from face_attributes.networks.device import Hardware, in_halves, mapped_tensor
 from face_attributes.networks.recipe import Recipe
 from face_attributes.networks.views import average_views, count_views, make_views, normalise
 from face_attributes.networks.weight_files import load_network, read_recipe
@@ -108,8 +108,8 @@ def ensemble_probabilities(
     """
     ensemble = Ensemble(networks, recipes)
     numbers = torch.arange(len(pixels)) if rows is None else torch.from_numpy(rows)
-    batches = numbers.to(hardware.device).split(max(1, batch_size // ensemble.views))
-    crops = hardware.fetch(share_memory(pixels), batches)
+    batches = numbers.split(max(1, batch_size // ensemble.views))
+    crops = hardware.fetch(mapped_tensor(pixels), batches)
     chunks = [torch.empty(0, NUM_CLASSES, device=hardware.device)]
     for batch in progress(crops, len(batches), "predict: batches"):
         chunks.append(predict_batch(ensemble, batch, hardware))

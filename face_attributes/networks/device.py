@@ -84,7 +84,7 @@ class Hardware:
 
         Args:
             data: from `to_device_if_it_fits`.
-            batches: row numbers, on the device.
+            batches: row numbers, on any device.
         """
         if data.device.type == self.device.type:
             for rows in batches:
@@ -105,7 +105,7 @@ class Hardware:
                 yield batch.to(self.device, non_blocking=True)
 
 
-def share_memory(mapped: NDArray[Any]) -> Tensor:
+def mapped_tensor(mapped: NDArray[Any]) -> Tensor:
     """Make a tensor of an array that is mapped read-only, which nobody may write to.
 
     Linux counts a writable mapping as memory in use, and refuses one that is larger than RAM.
@@ -204,15 +204,22 @@ def make_hardware(gpu: int | None, precision: Precision) -> Hardware:
         automatic = torch.bfloat16 if native else torch.float32
     else:
         device = torch.device("cuda", gpu)
-        automatic = gpu_precision(torch.cuda.get_device_capability(gpu))
+        capability, name = torch.cuda.get_device_capability(gpu), torch.cuda.get_device_name(gpu)
+        automatic = gpu_precision(capability, name)
     return Hardware(device, automatic if precision == "auto" else DTYPES[precision])
 
 
-def gpu_precision(capability: tuple[int, int]) -> torch.dtype:
-    """The fastest precision that a GPU has hardware for: a V100 and a T4 have none for bfloat16."""
+def gpu_precision(capability: tuple[int, int], name: str) -> torch.dtype:
+    """The fastest precision that a GPU has hardware for.
+
+    A V100 and a T4 have none for bfloat16, and a GTX 16xx, although of the T4's generation, has no
+    tensor cores.
+    """
     if capability >= (8, 0) or torch.version.hip:
         return torch.bfloat16
-    return torch.float16 if capability >= (7, 0) else torch.float32
+    if capability >= (7, 0) and "GTX 16" not in name:
+        return torch.float16
+    return torch.float32
 
 
 def _claim(gpus: Sequence[int]) -> int:

@@ -15,7 +15,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 def normalise(pixels: Tensor) -> Tensor:
     """Normalise uint8 (B x H x W x 3) as for ImageNet: float32, B x 3 x H x W, channels_last."""
-    mean, std = (_kept if pixels.is_cuda else _mean_and_std)(pixels.device)
+    mean, std = (_cached_mean_and_std if pixels.is_cuda else _mean_and_std)(pixels.device)
     return pixels.sub(mean).div_(std).permute(0, 3, 1, 2)
 
 
@@ -25,7 +25,7 @@ def _mean_and_std(device: torch.device) -> tuple[Tensor, Tensor]:
     return mean * 255, std * 255
 
 
-_kept = cache(_mean_and_std)
+_cached_mean_and_std = cache(_mean_and_std)
 """On a GPU, where each new tensor waits for its work. Not on a CPU, where it may be traced."""
 
 

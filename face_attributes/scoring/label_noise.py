@@ -56,13 +56,13 @@ def two_class_posterior(log_odds: Floats, given: Labels) -> Floats:
 
     A label that nobody has is no suggestion.
     """
-    there = np.unique(given)
+    labels_present = np.unique(given)
     medians = np.zeros(2)
-    medians[there] = [np.median(log_odds[given == label]) for label in there]
+    medians[labels_present] = [np.median(log_odds[given == label]) for label in labels_present]
     scale = (log_odds - medians[given]).std()
     densities = np.full((len(given), 2), -np.inf)
-    densities[:, there] = student.logpdf(
-        log_odds[:, None], DEGREES_OF_FREEDOM, medians[there], scale
+    densities[:, labels_present] = student.logpdf(
+        log_odds[:, None], DEGREES_OF_FREEDOM, medians[labels_present], scale
     )
     return posterior(densities, given)
 

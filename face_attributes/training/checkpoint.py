@@ -74,7 +74,7 @@ class Checkpoint:
             content: dict[str, Any] = torch.load(self.path, map_location=device, weights_only=True)
             if content["fingerprint"] == self.fingerprint:
                 return content
-            problem = "from a run with other code, data or parameters"
+            problem = "from a run with other code, data, parameters or hardware"
         aside = self.path.with_suffix(".aside")
         self.path.replace(aside)
         print(f"the checkpoint {self.path} is {problem}: set aside as {aside.name}", flush=True)

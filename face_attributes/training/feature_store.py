@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from face_attributes.files import project_folder, read_checksummed, write_checksummed
-from face_attributes.networks.device import share_memory
+from face_attributes.networks.device import mapped_tensor
 
 STORED_AS = {torch.float32: "<f4", torch.float16: "<f2", torch.bfloat16: "<i2"}
 """numpy types of the numbers in a file; numpy has no bfloat16."""
@@ -105,4 +105,4 @@ def _read(path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor | No
         numbers = np.memmap(file, STORED_AS[dtype], "r", offset=file.tell(), shape=shape)
     with contextlib.suppress(OSError):  # fails for another user's file, which is still readable
         os.utime(path)
-    return share_memory(numbers).view(dtype)
+    return mapped_tensor(numbers).view(dtype)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from face_attributes.errors import UserError
 from face_attributes.files import remembered_sha256
-from face_attributes.networks.device import Hardware, in_halves, share_memory
+from face_attributes.networks.device import Hardware, in_halves, mapped_tensor
 from face_attributes.networks.freezing import split
 from face_attributes.networks.views import average_views, count_views, make_views, normalise
 from face_attributes.params import PredictionParams, Section, TrainParams
@@ -57,7 +57,7 @@ def load_photos(crops: Path, labels: np.ndarray, hardware: Hardware) -> Photos:
     Others stay in their file, mapped into memory, so that they may be more than RAM holds.
     """
     packed = read_packed(crops)
-    pixels = hardware.to_device_if_it_fits(share_memory(packed))
+    pixels = hardware.to_device_if_it_fits(mapped_tensor(packed))
     return Photos(
         pixels,
         torch.tensor(labels, device=hardware.device),

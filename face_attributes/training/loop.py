@@ -4,6 +4,7 @@ import contextlib
 import copy
 import math
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -46,8 +47,8 @@ from face_attributes.training.optimizer import learning_rate_factor, make_optimi
 from face_attributes.training.targets import main_class
 
 CROWDED = 0.7
-"""Share of its threads' time below which other processes held up an epoch on a CPU. Alone, it gets
-all of it: OpenMP's threads spin while they wait for each other."""
+"""Share of its threads' time below which an epoch on a CPU was held up. Alone on its cores it gets
+nearly all of it: OpenMP's threads spin while they wait for each other."""
 LONG_ENOUGH = 5.0
 """Seconds of an epoch whose share says something."""
 
@@ -209,7 +210,7 @@ def fit(
 
 
 def crowding(seconds: float, processor_seconds: float, threads: int) -> str:
-    """Say how much other processes held up an epoch on a CPU; "" if they hardly did.
+    """Say how much processor time an epoch on a CPU lacked; "" if hardly any.
 
     Threads wait for each other many times in a step, so that one that gets no core stops all.
 
@@ -222,8 +223,9 @@ def crowding(seconds: float, processor_seconds: float, threads: int) -> str:
         return ""
     fewer = "" if threads == 1 else f"; try fewer than {threads} threads: OMP_NUM_THREADS=1"
     return (
-        f"other processes use these cores: this epoch got {share:.0%} of the time that its threads "
-        f"wanted, and may take several times as long{fewer}"
+        f"this epoch got {share:.0%} of the processor time that its threads wanted, and may have "
+        "taken several times as long: other processes, a CPU limit or a slow disk hold it up"
+        f"{fewer}"
     )
 
 
@@ -330,7 +332,7 @@ def backward_in_micro_batches(
     statistics.
 
     Args:
-        images: from `Inputs.training_batch` (B x ...).
+        images: from `Inputs.training_batches` (B x ...).
         targets: shares of the classes and, with `heads: ages`, of the years (B x 18 or more).
         counts: number of training photos per class (18).
 
@@ -371,20 +373,20 @@ def remember_state(network: nn.Module, device: torch.device) -> Callable[[], Non
     """
     generators = global_generators(device)
     changing = (module for module in network.modules() if module.training)
-    buffers = [buffer for module in changing for buffer in module.buffers(recurse=False)]
-    copies = [torch.empty_like(buffer) for buffer in buffers]
+    buffers = defaultdict[torch.dtype, list[Tensor]](list)
+    for module in changing:
+        for buffer in module.buffers(recurse=False):
+            buffers[buffer.dtype].append(buffer)
+    # On a GPU, few kernels for many tensors of the same type.
+    copies = {dtype: torch._foreach_mul(group, 1) for dtype, group in buffers.items()}
     states = [generator.get_state() for generator in generators]
 
-    def copy_all(targets: list[Tensor], sources: list[Tensor]) -> None:
-        if buffers:
-            torch._foreach_copy_(targets, sources)  # few kernels on a GPU, for many tensors
-
     def restore() -> None:
-        copy_all(buffers, copies)
+        for dtype, group in buffers.items():
+            torch._foreach_copy_(group, copies[dtype])
         for generator, state in zip(generators, states, strict=True):
             generator.set_state(state)
 
-    copy_all(copies, buffers)
     return restore
 
 

@@ -1,9 +1,10 @@
 """The optimizer: its learning rates, and steps that are fast on a CPU and safe on a GPU."""
 
 import math
+from collections.abc import Iterable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from face_attributes.networks.freezing import parameter_groups
 from face_attributes.params import TrainParams
@@ -28,24 +29,28 @@ def prepare_steps(optimizer: torch.optim.Optimizer) -> None:
     """Make the steps of a new fused optimizer fast on a CPU, and safe on a GPU."""
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     if any(not weight.is_cpu for weight in weights):
-        allocate_moments(optimizer)
+        allocate_moments(optimizer, weights)
         return
     # On a CPU, fused kernels copy tensors that are not contiguous, there and back, which takes
     # longer than the step. A channels_last weight is contiguous as O x h x w x I.
     optimizer.register_step_pre_hook(lambda *_: permute_weights(optimizer, (0, 2, 3, 1)))
+    # torch's fused SGD leaves a new momentum uninitialised if its first step overflows in float16.
+    optimizer.register_step_pre_hook(
+        lambda *_: allocate_moments(optimizer, [w for w in weights if w.grad is not None])
+    )
     optimizer.register_step_post_hook(lambda *_: permute_weights(optimizer, (0, 3, 1, 2)))
 
 
-def allocate_moments(optimizer: torch.optim.Optimizer) -> None:
-    """Allocate what a new fused AdamW or SGD allocates in its first step, with the same values.
+def allocate_moments(optimizer: torch.optim.Optimizer, weights: Iterable[Tensor]) -> None:
+    """Allocate what a fused AdamW or SGD allocates in a weight's first step, with the same values.
 
-    Before the first batch, so that micro-batches shrink to what is left. In the step it would be
-    too late: it cannot be repeated after some of the weights have changed.
+    On a GPU before the first batch, so that micro-batches shrink to what is left. In the step it
+    would be too late: it cannot be repeated after some of the weights have changed.
     """
     adam = isinstance(optimizer, torch.optim.AdamW)
-    for group in optimizer.param_groups:
-        for weight in group["params"]:
-            names = ("exp_avg", "exp_avg_sq") if adam else ("momentum_buffer",)
+    names = ("exp_avg", "exp_avg_sq") if adam else ("momentum_buffer",)
+    for weight in weights:
+        if weight not in optimizer.state:
             state = {name: torch.zeros_like(weight) for name in names}
             if adam:
                 state["step"] = torch.zeros((), device=weight.device)
