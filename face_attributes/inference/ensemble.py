@@ -101,9 +101,10 @@ def ensemble_probabilities(
     ensemble = Ensemble(networks, recipes)
     rows = np.arange(len(pixels)) if rows is None else rows
     step = max(1, batch_size // ensemble.views)
-    batches = [rows[start : start + step] for start in range(0, len(rows), step)]
-    chunks = [torch.empty(0, NUM_CLASSES)]
-    for batch in progress(batches, len(batches), "predict: batches"):
-        chunks.append(predict_batch(ensemble, torch.from_numpy(pixels[batch]), hardware))
-    probabilities: Probabilities = torch.cat(chunks).numpy()
+    starts = range(0, len(rows), step)
+    probabilities = np.empty((len(rows), NUM_CLASSES), dtype=np.float32)
+    for start in progress(starts, len(starts), "predict: batches"):
+        batch = slice(start, start + step)
+        crops = torch.from_numpy(pixels[rows[batch]])
+        probabilities[batch] = predict_batch(ensemble, crops, hardware).numpy()
     return probabilities
