@@ -108,10 +108,12 @@ def ensemble_probabilities(
     """
     ensemble = Ensemble(networks, recipes)
     numbers = torch.arange(len(pixels)) if rows is None else torch.from_numpy(rows)
-    batches = numbers.split(max(1, batch_size // ensemble.views))
+    size = max(1, batch_size // ensemble.views)
+    batches = numbers.split(size) if len(numbers) else ()
     crops = hardware.fetch(mapped_tensor(pixels), batches)
-    chunks = [torch.empty(0, NUM_CLASSES, device=hardware.device)]
-    for batch in progress(crops, len(batches), "predict: batches"):
-        chunks.append(predict_batch(ensemble, batch, hardware))
-    probabilities: Probabilities = torch.cat(chunks).cpu().numpy()
+    predicted = torch.empty(len(numbers), NUM_CLASSES, device=hardware.device)
+    for number, batch in enumerate(progress(crops, len(batches), "predict: batches")):
+        # In place, so that memory stays flat.
+        predicted[number * size :][:size] = predict_batch(ensemble, batch, hardware)
+    probabilities: Probabilities = predicted.cpu().numpy()
     return probabilities
