@@ -4,9 +4,9 @@ python -m commands.cluster repro
 python -m commands.cluster sweep train.freeze=none,layer3 train.seed=0,1,2
 
 `RAY_ADDRESS` says where the cluster is, as HOST:PORT; without it, Ray starts one on this machine.
-The stages before `train` run here. Then a worker trains each fold that DVC has no results of. These
-go into DVC's run cache, where `dvc repro` finds them as if this machine had trained the fold. After
-a failure or a kill, run the same command again: finished folds and epochs are kept.
+The stages before `train` run here. Then workers train the folds that DVC has no results of. Their
+results go into DVC's run cache, where `dvc repro` finds them as if this machine had trained the
+folds. After a failure or a kill, run the same command again: finished folds and epochs are kept.
 """
 
 import contextlib
@@ -59,7 +59,7 @@ MOST_LOSSES = 5
 """Workers that a fold may lose before it counts as failed."""
 
 EVENTS_IN_WAITING = 2
-"""Events of a worker that may wait for the driver, so that checkpoints do not pile up."""
+"""Unread events after which a worker waits, so that checkpoints do not pile up."""
 CANCEL_SECONDS = 5.0
 PROBE_SECONDS = 2.0
 HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
@@ -101,9 +101,10 @@ class Task:
 
 
 def import_ray() -> Any:
-    """Import Ray, with token authentication, and without statistics for its makers.
+    """Import Ray with token authentication and without usage statistics.
 
-    Unless the environment says otherwise, and a cluster on this machine listens on 127.0.0.1 alone.
+    A cluster that Ray then starts on this machine listens on 127.0.0.1 only. Variables that are set
+    already have precedence.
 
     Raises:
         UserError: if Ray is not installed, or no cluster answers at RAY_ADDRESS.
@@ -111,7 +112,7 @@ def import_ray() -> Any:
     address = os.environ.get("RAY_ADDRESS", "")
     settings = {"RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"}
     if not address:
-        # Its name notwithstanding: on every system, with 0, Ray listens on 127.0.0.1 alone.
+        # Despite its name it works on every system: with 0, Ray listens on 127.0.0.1 only.
         settings["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
         if "RAY_AUTH_TOKEN_PATH" not in os.environ:
             settings["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
@@ -137,7 +138,7 @@ def _probe(address: str) -> None:
     from ray._private.services import canonicalize_bootstrap_address
 
     try:
-        # Of 127.0.0.1 Ray makes this machine's address in its network, unless it uses no network.
+        # Ray replaces 127.0.0.1 by this machine's network address, unless it is local only.
         used = str(canonicalize_bootstrap_address(address))
     except (ValueError, ConnectionError):
         used = ""
@@ -170,7 +171,7 @@ def connection(ray: Any) -> Iterator[None]:
     address = os.environ.get("RAY_ADDRESS", "")
     try:
         if address:
-            # It refuses a token at once, while ray.init tries again for 20 seconds.
+            # This fails at once on a wrong token; ray.init would retry for 20 seconds.
             ray._raylet.GcsClient(ray._private.services.canonicalize_bootstrap_address(address))
         ray.init(
             address or "local",
@@ -186,7 +187,7 @@ def connection(ray: Any) -> Iterator[None]:
     except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"RAY_ADDRESS: {address or 'this machine'}: {reason}") from None
-    ray._private.worker._worker_logs_enabled = False  # 30 lines of Ray's for each lost node
+    ray._private.worker._worker_logs_enabled = False  # 30 lines for each lost node
     try:
         yield
     except (ray.exceptions.ObjectStoreFullError, ray.exceptions.OutOfDiskError):
@@ -246,7 +247,7 @@ def is_finished(stage: PipelineStage) -> bool:
     if not stage.changed_stage() and stage.deps_cached() and stage.outs_cached():
         return True
     stage.save_deps()
-    for out in stage.outs:  # those in dvc.lock are of other dependencies
+    for out in stage.outs:  # dvc.lock lists the outputs of other dependencies
         out.hash_info = HashInfo()
     try:
         stage.repo.stage_cache.restore(stage, dry=True)
@@ -396,7 +397,7 @@ def train_all(tasks: Sequence[Task], ray: Any) -> dict[str, str]:
         if running:
             _cancel(list(running), ray)
     if not failed:
-        shutil.rmtree(CHECKPOINTS, ignore_errors=True)  # of runs that nobody continued
+        shutil.rmtree(CHECKPOINTS, ignore_errors=True)  # those of abandoned runs
     return failed
 
 
@@ -409,7 +410,7 @@ def _cancel(streams: Sequence[Any], ray: Any) -> None:
 
 
 def _check_cpus(tasks: Sequence[Task], ray: Any) -> None:
-    """Check that some node has a CPU per thread: a fold would otherwise wait for ever."""
+    """Check that some node has a CPU per thread; otherwise a fold would wait forever."""
     cpus = max(int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"])
     threads = max((task.threads for task in tasks if not task.gpus), default=1)
     if threads > cpus:
@@ -436,7 +437,7 @@ def _submit(task: Task, ray: Any) -> Any:
     return worker.remote(
         shlex.split(task.stage.cmd)[1:],
         [*(out.def_path for out in task.stage.outs), _times_file(task)],
-        # As DVC does; and as many threads as at home, because rounding depends on their number.
+        # DVC_STAGE as DVC sets it; the threads of this machine, since rounding depends on them.
         {"DVC_STAGE": task.stage.addressing, "OMP_NUM_THREADS": str(task.threads)},
         task.versions,
         *task.inputs,
@@ -456,9 +457,10 @@ def _write(files: Files, folder: Path) -> None:
 
 
 def store(task: Task, outputs: Files) -> None:
-    """Put a fold's outputs into DVC's cache, and into its run cache with their dependencies.
+    """Put a fold's outputs into DVC's cache, and record them in its run cache.
 
-    There `dvc repro` finds them, also in a copy of the project, and only with these dependencies.
+    `dvc repro` finds them there, also in a copy of the project, but only for the same command,
+    parameters and dependencies.
     """
     _write({_times_file(task): outputs.pop(_times_file(task))}, task.times)
     stage = task.stage
