@@ -16,7 +16,9 @@ ray start --head --node-ip-address="$address" --port=6379 --num-cpus="$SLURM_CPU
     --include-dashboard=false
 others=$((SLURM_JOB_NUM_NODES - 1))
 if ((others > 0)); then
-    srun --nodes="$others" --ntasks="$others" --exclude="$SLURMD_NODENAME" \
+    # Since Slurm 22.05, srun does not take over the CPUs per task of the job.
+    srun --nodes="$others" --ntasks="$others" --cpus-per-task="$SLURM_CPUS_PER_TASK" \
+        --exclude="$SLURMD_NODENAME" \
         ray start --address="$address:6379" --num-cpus="$SLURM_CPUS_PER_TASK" --block &
 fi
 

@@ -1,6 +1,7 @@
 """Small inputs for several test modules: networks as `train` writes them, photos, parameters."""
 
 import struct
+import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -123,8 +124,12 @@ def restore_torch_settings() -> Iterator[None]:
 
     `torch.export`, for one, fails with deterministic algorithms.
     """
-    threads = torch.get_num_threads()
+    threads, show_warning = torch.get_num_threads(), warnings.showwarning
+    backends = (torch.backends, torch.backends.cudnn.conv, torch.backends.cudnn.rnn)
+    precisions = [backend.fp32_precision for backend in backends]  # type: ignore[attr-defined]
     yield
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(False)
-    torch.backends.fp32_precision = "none"  # type: ignore[attr-defined]
+    for backend, precision in zip(backends, precisions, strict=True):
+        backend.fp32_precision = precision  # type: ignore[attr-defined]
+    warnings.showwarning = show_warning

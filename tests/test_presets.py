@@ -65,8 +65,9 @@ def test_a_preset_runs_to_the_end_on_photos_outside_the_project(
     photos = tmp_path / "photos"
     shutil.copytree(project.folder / "data/sample/train", photos)
     model = read_yaml(ROOT / f"presets/{name}.yaml")["weights"]["model"]  # type: ignore[index]
-    write_weights(tmp_path / "own.safetensors", build(model, 32).state_dict())
-    given = ["--weights", str(tmp_path / "own.safetensors"), "--preset", name, "--yes"]
+    own = tmp_path / f"{name}.safetensors"
+    write_weights(own, build(model, 32).state_dict())
+    given = ["--weights", str(own), "--preset", name, "--yes"]
     project.python("commands.adopt", str(photos), *given)
     project.set(crop={"side": 32}, folds={"index": [0, 1]}, train={"epochs": 1})
     ran = project.repro()
