@@ -440,8 +440,8 @@ def _submit(task: Task, ray: Any) -> Any:
         # DVC_STAGE as DVC sets it; the threads of this machine, since rounding depends on them.
         {"DVC_STAGE": task.stage.addressing, "OMP_NUM_THREADS": str(task.threads)},
         task.versions,
-        *task.inputs,
-        checkpoint,
+        [*task.inputs, ray.put(checkpoint)],
+        ray.get,
     )
 
 

@@ -11,10 +11,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
@@ -35,7 +35,8 @@ def run_stage(
     outputs: Sequence[str],
     environment: Mapping[str, str],
     versions: Mapping[str, str],
-    *inputs: Files,
+    inputs: Iterable[Any],
+    fetch: Callable[[Any], Files],
 ) -> Iterator[Event]:
     """Run a stage in a temporary folder, and report what happens until it ends.
 
@@ -44,7 +45,9 @@ def run_stage(
         outputs: paths of the files to report at the end.
         environment: variables to set in addition to the worker's.
         versions: what `package_version` must return here for each package.
-        inputs: the stage's code, the files that it reads and, to resume, its checkpoint.
+        inputs: references to the stage's code, the files that it reads and its checkpoint, if any.
+        fetch: gets the files of a reference. One after the other, so that they need not fit into
+            Ray's memory together, which a task's arguments have to.
     """
     worker = f"worker {platform.node()}"
     for package, version in versions.items():
@@ -57,8 +60,8 @@ def run_stage(
             return
     try:
         with tempfile.TemporaryDirectory(prefix="face-attributes-") as folder:
-            for files in inputs:
-                write_files(Path(folder), files)
+            for reference in inputs:
+                write_files(Path(folder), fetch(reference))
             yield from _run(Path(folder), arguments, outputs, environment, worker)
     except OSError as error:
         yield "failed", f"{worker}: {error.filename or tempfile.gettempdir()}: {error.strerror}"

@@ -116,7 +116,8 @@ def script(text: str) -> dict[str, Any]:
 
 def run(text: str, *outputs: str, **versions: str) -> list[Event]:
     """What a worker reports of a stage."""
-    return list(run_stage(["-m", "stage"], outputs, {"WORD": "hello"}, versions, script(text)))
+    environment, inputs = {"WORD": "hello"}, [script(text)]
+    return list(run_stage(["-m", "stage"], outputs, environment, versions, inputs, lambda f: f))
 
 
 def test_a_worker_reports_lines_checkpoints_and_outputs(tmp_path: Path) -> None:
@@ -176,7 +177,8 @@ def test_a_worker_out_of_disk_says_so() -> None:
     code = (
         "import resource, numpy; from face_attributes.remote_stage import run_stage\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
-        "print(list(run_stage([], [], {}, {}, {'crops.npy': numpy.zeros(2000, 'u1')})))"
+        "files = {'crops.npy': numpy.zeros(2000, 'u1')}\n"
+        "print(list(run_stage([], [], {}, {}, [files], lambda f: f)))"
     )
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert re.fullmatch(r"\[\('failed', 'worker \S+: \S*: File too large'\)\]\n", result.stdout), (
