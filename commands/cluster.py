@@ -21,6 +21,7 @@ import socket
 import subprocess
 import tarfile
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,19 +36,21 @@ from dvc.utils.hydra import apply_overrides
 from dvc_data.hashfile.hash_info import HashInfo
 from dvc_data.hashfile.meta import Meta
 
+from commands import remote_stage
+from commands.remote_stage import Files, package_version, read_files, run_stage
 from commands.sweep import TARGET, Grid, run_command, run_sweep, uncommitted_state
-from face_attributes import remote_stage
 from face_attributes.command import LOCKS, TIMES, errors_in_one_line
 from face_attributes.errors import UserError
 from face_attributes.files import write_whole
 from face_attributes.params import read_params
 from face_attributes.processes import one_at_a_time
 from face_attributes.progress import progress
-from face_attributes.remote_stage import Files, package_version, read_files, run_stage
 
 TRAIN = "train"
 """The stage that runs on the cluster, once per fold."""
 CODE = ("stages", "face_attributes")
+NOT_DATA = (*CODE, "params.yaml")
+"""The first parts of paths that are sent to every worker; the other dependencies are data."""
 PACKAGES = (
     "filelock", "numpy", "pandas", "psutil", "pydantic", "ruamel.yaml", "safetensors", "scipy",
     "torch", "torchvision", "tqdm", "typer",
@@ -55,6 +58,8 @@ PACKAGES = (
 """The packages that TRAIN imports; for networks timm/NAME, timm, too."""
 CHECKPOINTS = Path(".cache/cluster")
 """A folder for each unfinished fold, with its last checkpoint."""
+ABANDONED = 30 * 24 * 3600
+"""Seconds after which a checkpoint counts as that of an abandoned run."""
 MOST_LOSSES = 5
 """Workers that a fold may lose before it counts as failed."""
 
@@ -297,10 +302,12 @@ def make_tasks(
         tasks = []
         for stage in stages:
             digest = _digest(stage)
-            deps = [dep.def_path for dep in stage.deps if dep.def_path != "params.yaml"]
-            data = [path for path in deps if Path(path).parts[0] not in CODE]
-            groups = [CODE, ["params.yaml"], *([path] for path in data)]
-            inputs = [_put(_list_files(group), objects, ray) for group in groups]
+            data = [dep for dep in stage.deps if Path(dep.def_path).parts[0] not in NOT_DATA]
+            inputs = [
+                _put(CODE, "", objects, ray),
+                _put(["params.yaml"], "", objects, ray),
+                *(_put([dep.def_path], str(dep.hash_info.value), objects, ray) for dep in data),
+            ]
             stage.save_deps()
             if _digest(stage) != digest:
                 raise UserError("what train depends on changed while it was read: run again")
@@ -330,14 +337,23 @@ def _list_files(paths: Sequence[str]) -> list[str]:
     return [path.as_posix() for path in found if path.is_file() and path.suffix != ".pyc"]
 
 
-def _put(paths: Sequence[str], objects: Objects, ray: Any) -> Any:
-    """Put files into Ray's object store, unless they are in it; return the reference."""
-    files = read_files(Path(), paths)
-    digest = hashlib.sha256()
-    for path, content in files.items():
-        digest.update(f"{path} {len(content)} ".encode())
-        digest.update(content.data)
-    key = digest.hexdigest()
+def _put(paths: Sequence[str], known_hash: str, objects: Objects, ray: Any) -> Any:
+    """Put files into Ray's object store, unless they are in it; return the reference.
+
+    Args:
+        known_hash: DVC's, of data that is too large to read once per fold; "": compute one. If the
+            data changed since, the task's digest does not match afterwards.
+    """
+    key = f"{paths} {known_hash}"
+    if known_hash and key in objects:
+        return objects[key]
+    files = read_files(Path(), _list_files(paths))
+    if not known_hash:
+        digest = hashlib.sha256()
+        for path, content in files.items():
+            digest.update(f"{path} {len(content)} ".encode())
+            digest.update(content.data)
+        key = digest.hexdigest()
     if key not in objects:
         objects[key] = ray.put(files)
     return objects[key]
@@ -396,8 +412,9 @@ def train_all(tasks: Sequence[Task], ray: Any) -> dict[str, str]:
     finally:
         if running:
             _cancel(list(running), ray)
-    if not failed:
-        shutil.rmtree(CHECKPOINTS, ignore_errors=True)  # those of abandoned runs
+    for folder in CHECKPOINTS.glob("*"):
+        if time.time() - folder.stat().st_mtime > ABANDONED:
+            shutil.rmtree(folder, ignore_errors=True)
     return failed
 
 

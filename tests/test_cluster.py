@@ -23,7 +23,7 @@ import pytest
 from typer.testing import CliRunner
 
 from commands.cluster import PACKAGES, app
-from face_attributes.remote_stage import Event, package_version, run_stage
+from commands.remote_stage import Event, package_version, run_stage
 from tests.project import ENVIRONMENT, ROOT, Project
 from tests.test_contract import imports
 
@@ -175,7 +175,7 @@ def test_a_worker_with_another_version_refuses_by_name() -> None:
 def test_a_worker_out_of_disk_says_so() -> None:
     """A limit on the size of files stands for the disk."""
     code = (
-        "import resource, numpy; from face_attributes.remote_stage import run_stage\n"
+        "import resource, numpy; from commands.remote_stage import run_stage\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
         "files = {'crops.npy': numpy.zeros(2000, 'u1')}\n"
         "print(list(run_stage([], [], {}, {}, [files], lambda f: f)))"

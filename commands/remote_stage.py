@@ -27,7 +27,7 @@ Event = tuple[Literal["line", "refused", "failed"], str] | tuple[Literal["saved"
 checkpoint so far; its outputs."""
 
 CHECKPOINTS = ".cache/checkpoints/*.checkpoint"
-SECONDS_BETWEEN_LOOKS = 0.2
+POLL_SECONDS = 0.2
 
 
 def run_stage(
@@ -63,8 +63,11 @@ def run_stage(
             for reference in inputs:
                 write_files(Path(folder), fetch(reference))
             yield from _run(Path(folder), arguments, outputs, environment, worker)
+    except MemoryError:
+        yield "failed", f"{worker}: memory is short"
     except OSError as error:
-        yield "failed", f"{worker}: {error.filename or tempfile.gettempdir()}: {error.strerror}"
+        place = error.filename or tempfile.gettempdir()
+        yield "failed", f"{worker}: {place}: {error.strerror or error}"
 
 
 def package_version(package: str) -> str:
@@ -116,7 +119,7 @@ def _run(
         )
         try:
             while process.poll() is None:
-                time.sleep(SECONDS_BETWEEN_LOOKS)
+                time.sleep(POLL_SECONDS)
                 for line in _new_lines(output):
                     lines.append(line)
                     yield "line", line
