@@ -4,7 +4,7 @@ VENV := .venv
 SHELL := /bin/bash
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: run test check benchmark freeze-ladder licences lint browser extras setup repository
+.PHONY: run test check benchmark freeze-ladder licences lock lint browser extras setup repository
 
 run: setup
 	dvc repro
@@ -33,6 +33,11 @@ freeze-ladder: setup
 # The licence of every installed package.
 licences: extras
 	pip-licenses --format=csv --order=license | grep '^"'  # one of them is a text of 200 lines
+
+# All packages, extra ones included, with the hashes of their files on every platform; after a change
+# of requirements. To have pip check them: pip install --require-hashes -r requirements.lock
+lock: setup
+	uv pip compile --quiet --generate-hashes --universal --python-version 3.11 -c constraints.txt $(wildcard requirements*.txt) -o requirements.lock
 
 lint: extras
 	ruff check .

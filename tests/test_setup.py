@@ -11,6 +11,8 @@ import pytest
 from tests.conftest import git
 from tests.project import ROOT
 
+LOCK = ROOT / "requirements.lock"
+
 
 def test_a_clone_with_windows_line_endings_has_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -59,6 +61,20 @@ def test_its_remedy_helps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.chdir(tmp_path)
     git("init", "-q")
     assert make(tmp_path).stdout.startswith("error: no-python is not installed: install Python")
+
+
+def test_the_lock_has_every_constraint_that_is_required_with_hashes() -> None:
+    """Else `make lock` was forgotten."""
+    locked = re.findall(r"^([\w.-]+)==(\S+)(.*?)(?=^[\w.-]+==|\Z)", LOCK.read_text(), re.M | re.S)
+    assert all("--hash=sha256:" in hashes for _, _, hashes in locked)
+    versions = {re.sub(r"[_.]", "-", name.lower()): version for name, version, _ in locked}
+    pinned = re.compile(r"^([\w.-]+)==([\w.]+)", re.MULTILINE)
+    for path in [ROOT / "constraints.txt", *ROOT.glob("requirements*.txt")]:
+        for name, version in pinned.findall(path.read_text()):
+            assert versions.get(re.sub(r"[_.]", "-", name.lower()), version) == version, path
+    for path in ROOT.glob("requirements*.txt"):
+        names = {re.sub(r"[_.]", "-", name.lower()) for name, _ in pinned.findall(path.read_text())}
+        assert names <= set(versions), path
 
 
 def test_every_requirement_is_also_in_the_constraints() -> None:
