@@ -70,11 +70,11 @@ def test_a_preset_runs_to_the_end_on_photos_outside_the_project(
     given = ["--weights", str(own), "--preset", name, "--yes"]
     project.python("commands.adopt", str(photos), *given)
     project.set(crop={"side": 32}, folds={"index": [0, 1]}, train={"epochs": 1})
-    ran = project.repro()
-    assert {"clean", "train@0", "train@1", "aggregate", "report", "model_card"} <= ran
+    pages = {"report", "review", "model_card"} if name == "quick" else set[str]()  # once is enough
+    ran = project.repro(*(() if pages else ("aggregate",)))
+    assert {"clean", "train@0", "train@1", "aggregate"} | pages <= ran
     assert project.metrics()["evaluation"] == {}
     assert (project.folder / "data/submission.csv").read_text() == "ImageID,ans\n"
-    assert project.repro() == set()
     (next((photos / "images").glob("0*")) / "mask1.jpg").write_bytes(b"")
     assert "clean" in project.outdated()
     project.restore()
