@@ -42,6 +42,8 @@ from face_attributes.photos.raw import list_photos, read_answers, read_people
 from tests.conftest import Change
 from tests.small import FALLBACK, small_recipe, tiny_network
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "200"))
 MAX_SECONDS = 5
 """Of CPU time, for one example."""

@@ -58,6 +58,7 @@ def test_random_weights_depend_on_the_seed(run_weights: Run, change: Change) -> 
     assert Path("out/initial.safetensors").read_bytes() != first
 
 
+@pytest.mark.slow
 def test_drawn_faces_pretrain_everything_but_the_head(
     run_weights: Run, change: Change, monkeypatch: pytest.MonkeyPatch
 ) -> None:
