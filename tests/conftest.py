@@ -27,7 +27,11 @@ from tests.small import restore_torch_settings
 ROOT = Path(__file__).parents[1]
 STEMS = ["mask1", "mask2", "mask3", "mask4", "mask5", "incorrect_mask", "normal"]
 
-LONGEST = ["test_interrupted", "test_presets", "test_sweep", "test_pipeline"]
+LONGEST = [
+    "test_cluster", "test_backbones", "test_interrupted", "test_presets", "test_sweep",
+    "test_pipeline", "test_remote",
+]  # fmt: skip
+"""The first makes the `project` that others wait for; so the second does not need it."""
 
 Change = Callable[..., None]
 Run = Callable[..., Result]

@@ -58,10 +58,10 @@ def test_the_network_of_a_preset_has_the_part_that_it_freezes(preset: Path) -> N
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_a_preset_runs_to_the_end_on_photos_outside_the_project(
+def test_a_preset_trains_on_photos_outside_the_project(
     project: Project, tmp_path: Path, name: str
 ) -> None:
-    """Without evaluation photos, with weights that fit, smaller and shorter for the test."""
+    """Without evaluation photos, with weights that fit; smaller and shorter for the test."""
     photos = tmp_path / "photos"
     shutil.copytree(project.folder / "data/sample/train", photos)
     model = read_yaml(ROOT / f"presets/{name}.yaml")["weights"]["model"]  # type: ignore[index]
@@ -70,11 +70,12 @@ def test_a_preset_runs_to_the_end_on_photos_outside_the_project(
     given = ["--weights", str(own), "--preset", name, "--yes"]
     project.python("commands.adopt", str(photos), *given)
     project.set(crop={"side": 32}, folds={"index": [0, 1]}, train={"epochs": 1})
-    pages = {"report", "review", "model_card"} if name == "quick" else set[str]()  # once is enough
-    ran = project.repro(*(() if pages else ("aggregate",)))
-    assert {"clean", "train@0", "train@1", "aggregate"} | pages <= ran
-    assert project.metrics()["evaluation"] == {}
-    assert (project.folder / "data/submission.csv").read_text() == "ImageID,ans\n"
+    if name == "quick":  # to the end once: that is the same for all
+        assert project.repro() >= {"clean", "train@1", "report", "review", "model_card"}
+        assert project.metrics()["evaluation"] == {}
+        assert (project.folder / "data/submission.csv").read_text() == "ImageID,ans\n"
+    else:
+        assert project.repro("train@0") >= {"clean", "crop", "weights", "train@0"}
     (next((photos / "images").glob("0*")) / "mask1.jpg").write_bytes(b"")
     assert "clean" in project.outdated()
     project.restore()
