@@ -560,6 +560,7 @@ def answer(reply: bytes, *arguments: object) -> tuple[int, str]:
     return process.returncode, output
 
 
+@pytest.mark.slow
 def test_it_asks_on_a_terminal_and_says_what_git_cannot_undo(train: Path) -> None:
     with Path("params.yaml").open("a") as file:
         file.write("# my own remark\n")
@@ -575,6 +576,7 @@ def test_it_asks_on_a_terminal_and_says_what_git_cannot_undo(train: Path) -> Non
     assert "# my own remark" in Path("params.yaml").read_text()
 
 
+@pytest.mark.slow
 def test_a_closed_input_is_no_terminal(train: Path) -> None:
     command = ["sh", "-c", '"$0" -m commands.adopt "$1" <&-', sys.executable, str(train)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

@@ -308,6 +308,7 @@ def test_other_formats_of_photos_are_read_and_get_jpeg_copies(
         assert copy.format == "JPEG"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("networks")
 def test_a_reader_that_goes_away_ends_it_quietly() -> None:
     Path("photos").mkdir()
@@ -401,6 +402,7 @@ def test_undecodable_file_names_are_written_with_backslashes(result: Classified)
     assert len(result.json_rows[name]) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("networks")
 @pytest.mark.parametrize("encoding", ["ascii", "cp949", "utf-8"])
 def test_any_name_can_be_printed_and_written(encoding: str) -> None:

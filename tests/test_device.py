@@ -230,6 +230,7 @@ def test_photo_that_does_not_fit_alone_is_an_error(first_size: int) -> None:
         in_halves(partial(fail, RuntimeError("another error")), photos)
 
 
+@pytest.mark.slow
 def test_operation_that_is_not_deterministic_is_a_line() -> None:
     """Of any device: on a CPU, `put_` is one."""
     code = (

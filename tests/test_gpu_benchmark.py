@@ -49,6 +49,7 @@ def test_a_step_that_a_gpu_would_capture_trains_the_network(ema: float) -> None:
     assert bool(step.run.average) == bool(ema)
 
 
+@pytest.mark.slow
 def test_nothing_is_measured_without_a_gpu() -> None:
     done = run("-m", "benchmarks.gpu")
     assert (done.returncode, done.stdout) == (1, "")

@@ -321,6 +321,7 @@ def test_a_photo_without_a_prediction_has_no_probabilities(page: Page, copy: Pat
     assert shares[1] > 0 and shares[2] == 0
 
 
+@pytest.mark.slow
 def test_a_photo_of_the_holdout_has_the_probabilities_of_the_ensemble(
     page: Page, copy: Path
 ) -> None:
