@@ -5,7 +5,9 @@
 Writes to the output folder:
 
 - `photos.csv`: person, photo, path, mask, gender, age (years), race (as in train.csv, or empty),
-  origin (given or corrected), label, given_label (before corrections)
+  origin (given or corrected), label
+- `given_labels.csv`: person, photo, label before corrections; also of photos that are dropped or
+  cannot be used
 - `evaluation.csv`: photo, path, rejected (the reason, or empty), one row per row of info.csv
 - `rejected.csv`: set, person, photo, reason
 - `metrics.json`: numbers of photos, also of rejected, corrected and slightly truncated ones
@@ -140,11 +142,11 @@ def main(train: Path, evaluation: Path, corrections: Path, out: Path) -> None:
     photos = corrected[[not reason for reason in reasons]] if reasons else corrected
     if photos.empty:
         raise UserError(f"no photo of {train} is left: all are dropped or cannot be used")
-    photos = photos.assign(
-        label=encode_all(photos, edges), given_label=encode_all(original.loc[photos.index], edges)
-    )
+    photos = photos.assign(label=encode_all(photos, edges))
+    given_labels = original[["person", "photo"]].assign(label=encode_all(original, edges))
 
     write_table(out / "photos.csv", photos)
+    write_table(out / "given_labels.csv", given_labels)
     write_table(out / "evaluation.csv", evaluation_photos.assign(rejected=evaluation_reasons))
     write_table(out / "rejected.csv", pd.DataFrame(rejections, columns=list(Rejection._fields)))
     counts = {

@@ -1,6 +1,6 @@
 """Folds: assign every person to one fold, so that no network is scored on people it has seen.
 
-    python -m stages.folds data/clean/photos.csv data/duplicates/duplicates.csv data/folds
+    python -m stages.folds data/clean data/duplicates/duplicates.csv data/folds
 
 Writes `folds.csv` (person, photo, label, age, fold; the rows of photos.csv) and `metrics.json`, the
 balance of the folds. With `folds.holdout`, a share of the people is in no fold: their `fold` is -1.
@@ -219,24 +219,28 @@ def check_folds(photos: pd.DataFrame, params: FoldParams, names: list[str]) -> d
 
 
 @stage_command
-def main(photos: Path, duplicates: Path, out: Path) -> None:
-    """Assign the people of PHOTOS to the folds in folds.index; DUPLICATES keep people together."""
+def main(clean: Path, duplicates: Path, out: Path) -> None:
+    """Assign the people in CLEAN to the folds in folds.index; DUPLICATES keep people together."""
     params = read_params()
     names = class_names(params.labels.age_edges)
-    clean_photos = read_stage_table(photos)
-    table = clean_photos[["person", "photo", "label", "age"]].copy()
-
+    table = read_stage_table(clean / "photos.csv")[["person", "photo", "label", "age"]]
     check_people(table, len(params.folds.index), names)
-    groups = group_people(table["person"], read_stage_table(duplicates))
-    # Labels before corrections: corrections then move nobody to another fold, and scores before
-    # and after them compare networks trained on the same people.
-    labels = clean_photos["given_label"].to_numpy()
-    holdout = pd.Series(False, index=table.index)
+
+    # All photos with their labels before corrections: so a corrected label or a dropped photo moves
+    # nobody to another fold, and scores before and after compare networks for the same people.
+    given = read_stage_table(clean / "given_labels.csv")
+    rows = pd.MultiIndex.from_frame(given[["person", "photo"]])
+    table.index = rows.get_indexer(pd.MultiIndex.from_frame(table[["person", "photo"]]))
+    groups = group_people(given["person"], read_stage_table(duplicates))
+    labels = given["label"].to_numpy()
+    in_holdout = pd.Series(False, index=given.index)
     if params.folds.holdout:
-        holdout = draw_holdout(labels, table["person"], groups, params.folds)
-        check_holdout(table, holdout, params.folds, names)
-    table["fold"] = HOLDOUT
-    table.loc[~holdout, "fold"] = assign_folds(labels[~holdout], groups[~holdout], params.folds)
+        in_holdout = draw_holdout(labels, given["person"], groups, params.folds)
+        check_holdout(table, in_holdout[table.index], params.folds, names)
+    folds = pd.Series(HOLDOUT, index=given.index)
+    folds[~in_holdout] = assign_folds(labels[~in_holdout], groups[~in_holdout], params.folds)
+    table["fold"] = folds
+    holdout = table["fold"] == HOLDOUT
     in_folds, held_out = table[~holdout], table[holdout]
     metrics = check_folds(in_folds.assign(group=groups), params.folds, names)
     if holdout.any():

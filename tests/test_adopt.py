@@ -227,7 +227,7 @@ def test_folds_are_promised_that_the_holdout_leaves(table: Path) -> None:
     assert read_params().folds.index == [0, 1, 2, 3]
     run_stage(clean.main, "data/raw/train", "data/no_evaluation", "data/corrections.csv", "clean")
     Path("duplicates.csv").write_text("person,photo,other_person,other_photo,similarity\n")
-    run_stage(folds.main, "clean/photos.csv", "duplicates.csv", "folds")
+    run_stage(folds.main, "clean", "duplicates.csv", "folds")
 
 
 def test_without_evaluation_photos_the_shipped_empty_folder_is_used(train: Path) -> None:
@@ -417,9 +417,9 @@ def test_anything_else_is_one_line_that_says_what_is_expected(train: Path, proje
     for name in ("a.csv", "b.csv"):
         (empty / name).write_text("x\n")
     assert f"{empty} has several tables: {expected}" in error(empty)
-    assert f"nowhere is no folder and no table: {expected}" in error("nowhere")
+    assert f"nowhere is neither a folder nor a table: {expected}" in error("nowhere")
     photo = train / "images" / FIRST / "mask1.jpg"
-    assert f"{photo} is no folder and no table" in error(photo)
+    assert f"{photo} is neither a folder nor a table" in error(photo)
     shutil.move(train / "images", train / "photos")
     assert f"{train} has no folder images: {expected}" in error(train)
     train.rename(project.parent / "train")

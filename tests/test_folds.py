@@ -166,14 +166,18 @@ def test_a_person_who_leaves_hardly_changes_who_else_is_in_the_holdout() -> None
 
 @pytest.fixture
 def run_folds(run: Run) -> Callable[..., str]:
-    """Run the stage on a table of photos and pairs of people who share a photo."""
+    """Run the stage on a table of photos, pairs of people who share a photo, and dropped photos."""
 
-    def run_stage(table: pd.DataFrame, code: int = 0, shared: Pairs = ()) -> str:
-        given = table["label"] if "given_label" not in table else table["given_label"]
-        table.assign(given_label=given).to_csv("photos.csv", index=False)
+    def run_stage(
+        table: pd.DataFrame, code: int = 0, shared: Pairs = (), dropped: Sequence[int] = ()
+    ) -> str:
+        Path("clean").mkdir(exist_ok=True)
+        given = table.assign(label=table.get("given_label", table["label"]))
+        given[["person", "photo", "label"]].to_csv("clean/given_labels.csv", index=False)
+        table.drop(index=list(dropped)).to_csv("clean/photos.csv", index=False)
         pairs = pd.DataFrame(shared, columns=["person", "other_person"])
         pairs.to_csv("duplicates.csv", index=False)
-        return run(folds.main, "photos.csv", "duplicates.csv", "out", code=code).stderr
+        return run(folds.main, "clean", "duplicates.csv", "out", code=code).stderr
 
     return run_stage
 
@@ -207,6 +211,22 @@ def test_corrections_move_nobody_to_another_fold(run_folds: Callable[..., str]) 
     after = pd.read_csv("out/folds.csv")
     assert (before["fold"] == after["fold"]).all()
     assert (before["label"] != after["label"]).sum() == 14
+
+
+@pytest.mark.parametrize("holdout", [0.0, 0.2])
+@pytest.mark.parametrize("group_by", ["person", "photo"])
+def test_a_dropped_photo_moves_no_other_one(
+    run_folds: Callable[..., str], change: Change, holdout: float, group_by: str
+) -> None:
+    change("folds.holdout", holdout)
+    change("folds.group_by", group_by)
+    table = even_photos(10)
+    run_folds(table)
+    before = pd.read_csv("out/folds.csv")
+    dropped = [3, 4, *range(70, 77)]
+    run_folds(table, dropped=dropped)
+    after = pd.read_csv("out/folds.csv")
+    assert after.equals(before.drop(index=dropped).reset_index(drop=True))
 
 
 def test_classes_with_too_few_people_are_an_error(run_folds: Callable[..., str]) -> None:

@@ -54,7 +54,7 @@ def find_table(photos: Path) -> Path:
     if photos.is_file() and photos.suffix.lower() == ".csv":
         return photos
     if not photos.is_dir():
-        raise UserError(f"{photos} is no folder and no table: {EXPECTED}")
+        raise UserError(f"{photos} is neither a folder nor a table: {EXPECTED}")
     tables = [name for name in names_in(photos).values() if name.lower().endswith(".csv")]
     if "train.csv" in tables:
         return photos / "train.csv"

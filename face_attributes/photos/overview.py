@@ -41,7 +41,7 @@ def count_folds(people: "pd.Series[int]", edges: Sequence[int], holdout: float) 
         UserError: naming the classes of which fewer than two people are left for the folds, or none
             is in the holdout.
     """
-    held_out = (people * holdout).round().astype(int)  # as pandas' sample(frac=...) rounds
+    held_out = (people * holdout).round().astype(int)  # as the stage `folds` rounds
     left = people - held_out
     if (left < 2).any():
         beside = f" beside folds.holdout: {holdout:g}" if holdout else ""
