@@ -19,6 +19,8 @@ Kinds:
   semicolons
 
 Findings that were rejected in corrections.csv are not listed again unless their score has risen.
+Of people in the holdout only duplicates are listed: corrections that follow the networks' advice
+would raise the networks' scores there.
 """
 
 from collections import Counter
@@ -316,7 +318,7 @@ def main(
     out: Path,
     metrics: Path,
 ) -> None:
-    """Rank the labels in PHOTOS that the predictions in OUT_OF_FOLD and HOLDOUT contradict."""
+    """Rank the labels in PHOTOS that the predictions in OUT_OF_FOLD contradict, and duplicates."""
     params = read_params()
     edges = params.labels.age_edges
     predicted = read_stage_tables([out_of_fold, holdout])
@@ -335,7 +337,8 @@ def main(
         )
     else:
         table = labelled.merge(
-            predicted[["person", "photo", *PROBABILITIES]], on=["person", "photo"]
+            predicted.loc[predicted["fold"] != HOLDOUT, ["person", "photo", *PROBABILITIES]],
+            on=["person", "photo"],
         )
         candidates = [
             *doubtful_people(table, edges, params.suspects),
