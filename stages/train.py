@@ -72,7 +72,7 @@ def make_fold(table: pd.DataFrame, number: int, params: Params, device: torch.de
     held_out = held_out_mask(table, number)
     trained_on = ~held_out & (table["fold"] != HOLDOUT)
     train = params.train
-    edges = training_edges(params.labels.age_edges, train.targets.old_from)
+    edges = training_edges(params.labels.age_edges, train.targets.old_from, train.heads)
     targets = make_targets(table["label"], table["age"], edges, train.heads, train.targets)
     training, validation = (
         torch.from_numpy(mask.to_numpy().nonzero()[0]) for mask in (trained_on, held_out)
@@ -98,7 +98,7 @@ def initial_network(params: Params, initial: Path, hardware: Hardware) -> nn.Mod
 def announce(params: Params, fold: Fold, parameters: dict[str, int], hardware: Hardware) -> None:
     """Print what is trained, and which parameters have no effect."""
     train, photos = params.train, len(fold.training)
-    if train.cached_views and train.freeze == "none":
+    if train.cached_views and train.freeze == "none" and not train.optimizer.head_epochs:
         print(
             "train.cached_views has no effect with train.freeze: none, which has nothing to cache"
         )

@@ -37,7 +37,7 @@ def targets(
     [(60, [0, 1, 1, 1, 1, 2, 16]), (59, [0, 1, 1, 1, 2, 2, 16]), (58, [0, 1, 1, 2, 2, 2, 17])],
 )
 def test_last_group_can_begin_earlier_in_training(old_from: int, expected: list[int]) -> None:
-    shares = targets(LABELS, AGES, training_edges([30, 60], old_from))
+    shares = targets(LABELS, AGES, training_edges([30, 60], old_from, "split"))
     assert main_class(shares).tolist() == expected
     assert shares.sum() == (shares == 1).sum() == len(AGES), "each photo is in one class"
 
@@ -45,7 +45,13 @@ def test_last_group_can_begin_earlier_in_training(old_from: int, expected: list[
 @pytest.mark.parametrize("old_from", [30, 61])
 def test_last_group_begins_within_the_middle_group(old_from: int) -> None:
     with pytest.raises(UserError, match=r"old_from: \d+ must be above 30 and at most 60"):
-        training_edges([30, 60], old_from)
+        training_edges([30, 60], old_from, "split")
+
+
+def test_heads_for_ages_learn_the_true_edge() -> None:
+    assert training_edges([30, 60], 60, "ages") == (30, 60)
+    with pytest.raises(UserError, match=r"old_from: 58 must be 60, .* with train.heads: ages"):
+        training_edges([30, 60], 58, "ages")
 
 
 def test_softness_divides_a_person_near_an_edge_between_both_groups() -> None:

@@ -13,17 +13,23 @@ from face_attributes.params import Heads, TargetParams
 from face_attributes.photos.labels import NUM_AGE_GROUPS, NUM_CLASSES, NUM_YEARS
 
 
-def training_edges(age_edges: Sequence[int], old_from: int) -> tuple[int, int]:
+def training_edges(age_edges: Sequence[int], old_from: int, heads: Heads) -> tuple[int, int]:
     """Ages at which the second and the third age group begin in training.
 
     Raises:
-        UserError: if the last group would begin outside the middle group.
+        UserError: if the last group would begin outside the middle group, or heads that learn ages
+            in years would contradict it.
     """
     middle, last = age_edges
     if not middle < old_from <= last:
         raise UserError(
             f"train.targets.old_from: {old_from} must be above {middle} and at most {last}, the "
             "ages in labels.age_edges"
+        )
+    if heads == "ages" and old_from != last:
+        raise UserError(
+            f"train.targets.old_from: {old_from} must be {last}, as in labels.age_edges, with "
+            "train.heads: ages, which learns each age in years"
         )
     return middle, old_from
 
