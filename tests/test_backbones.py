@@ -47,6 +47,8 @@ def test_network_is_frozen_split_and_trained(model: str) -> None:
         assert halves is not None
     prefix, rest = halves
     assert rest(prefix(images)).shape == (2, NUM_CLASSES)
+    dropouts = [module for module in prefix.modules() if isinstance(module, torch.nn.Dropout)]
+    assert not any(module.p for module in dropouts), "they belong to what varies"
 
     freeze(network, every_part[0])
     set_train_modes(network)

@@ -179,7 +179,7 @@ def _varies(network: nn.Module, node: fx.Node) -> bool:
     if node.op != "call_module":
         return False
     module = network.get_submodule(name)
-    dropout = isinstance(module, nn.Dropout) and module.p > 0
+    dropout = any(isinstance(each, nn.Dropout) and each.p > 0 for each in module.modules())
     return dropout or any(p.requires_grad for p in module.parameters())
 
 
