@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from face_attributes.networks.convolution import has_amx
 from face_attributes.networks.device import Hardware
 
 LIBRARY = Path(__file__).parents[1]
@@ -34,7 +35,7 @@ def fingerprint(facts: object, state: Mapping[str, Tensor], hardware: Hardware) 
 
 
 def describe_device(device: torch.device) -> list[str]:
-    """What rounding depends on: the GPU's model, CUDA and cuDNN; or the CPU's number of threads.
+    """What rounding depends on: the GPU's model, CUDA and cuDNN; or the CPU's kind and threads.
 
     The number of threads changes the order of sums. The index of a GPU changes nothing: a run may
     resume on another one of the same model.
@@ -42,7 +43,8 @@ def describe_device(device: torch.device) -> list[str]:
     if device.type == "cuda":
         versions = [f"CUDA {torch.version.cuda}", f"cuDNN {torch.backends.cudnn.version()}"]
         return [torch.cuda.get_device_name(device), *versions]
-    return [device.type, f"{torch.get_num_threads()} threads"]
+    instructions = [torch.backends.cpu.get_cpu_capability(), *["AMX"] * has_amx()]
+    return [device.type, *instructions, f"{torch.get_num_threads()} threads"]
 
 
 def library_versions() -> list[str]:
