@@ -33,9 +33,15 @@ def test_every_photo_is_drawn_once_per_epoch() -> None:
     assert sorted(draw(imbalance()).tolist()) == list(range(1000))
 
 
-def test_no_batch_has_a_single_photo() -> None:
-    batches = draw_batches(torch.zeros(17, dtype=torch.long), 8, imbalance(), seeded())
-    assert [len(batch) for batch in batches] == [6, 6, 5]
+@pytest.mark.parametrize(
+    ("photos", "size", "sizes"), [(17, 8, [6, 5]), (17, 2, [3, 2]), (16, 2, [2]), (1, 2, [1])]
+)
+def test_no_batch_has_a_single_photo(photos: int, size: int, sizes: list[int]) -> None:
+    """BatchNorm needs two; unless there is only one."""
+    labels = torch.zeros(photos, dtype=torch.long)
+    batches = list(draw_batches(labels, size, imbalance(), seeded()))
+    assert list(dict.fromkeys(map(len, batches))) == sizes
+    assert sorted(torch.cat(batches).tolist()) == list(range(photos))
 
 
 @pytest.mark.parametrize(("strength", "rare"), [(1.0, 0.5), (0.5, 0.25), (0.0, 0.1)])

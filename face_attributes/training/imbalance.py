@@ -1,5 +1,6 @@
 """Class imbalance: samplers, and losses that depend on class frequency."""
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -29,8 +30,9 @@ def drawn_per_class(counts: Tensor, params: ImbalanceParams) -> Tensor:
 
 
 def steps_per_epoch(counts: Tensor, batch_size: int, params: ImbalanceParams) -> int:
-    """Number of batches in an epoch, from the number of photos per class (18)."""
-    return -(-int(drawn_per_class(counts, params).sum()) // batch_size)
+    """Number of batches in an epoch, of at least two photos, from the photos per class (18)."""
+    photos = int(drawn_per_class(counts, params).sum())
+    return min(math.ceil(photos / batch_size), max(1, photos // 2))
 
 
 def draw_batches(
@@ -43,7 +45,8 @@ def draw_batches(
       (1 draws all classes equally often: Kang et al., ICLR 2020)
     - `undersampled`: only some photos of common classes, different ones in each epoch
 
-    Batch sizes differ by at most one, because BatchNorm needs more than one photo per batch.
+    Batch sizes differ by at most one, because BatchNorm needs more than one photo per batch. With
+    an odd number of photos, `batch_size: 2` makes one batch of three.
     """
     counts = class_counts(labels)
     if params.sampler == "balanced":
