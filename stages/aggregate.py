@@ -163,34 +163,44 @@ def score_tuned_tau(table: pd.DataFrame, calibrated: Probabilities) -> dict[str,
     return {"tau": choose_tau(calibrated, labels), **scores}
 
 
-def score_evaluation(submission: Path, answers: Path) -> dict[str, float]:
-    """Scores on the evaluation photos with answers; empty if the table has no answers.
+def read_answered(submission: Path, answers: Path) -> pd.DataFrame:
+    """Predictions of the evaluation photos with answers: photo, label, predicted.
 
     Raises:
         UserError: if an answer is not a class, its photo was not predicted, or its photo has two
             rows; it names the row.
     """
-    predicted = pd.read_csv(submission, dtype={"ImageID": str}).set_index("ImageID")["ans"]
-    given = read_answers(answers, predicted.index)
-    if given.empty:
-        return {}
-    if len(given) < len(predicted):
+    predicted = read_stage_table(submission)
+    given = read_answers(answers, predicted["ImageID"])
+    if 0 < len(given) < len(predicted):
         print(f"aggregate: {answers} has answers for {len(given)} of {len(predicted)} photos")
-    counts = confusion(given["ans"], predicted.loc[given["ImageID"]])
+    table = given.merge(predicted, on="ImageID", suffixes=("", "_predicted"))
+    return table.set_axis(["photo", "label", "predicted"], axis=1)
+
+
+def score_evaluation(answered: pd.DataFrame) -> dict[str, float]:
+    """Scores on the evaluation photos with answers (label, predicted); empty if there are none."""
+    if answered.empty:
+        return {}
+    counts = confusion(answered["label"], answered["predicted"])
     return {name: float(score(counts)) for name, score in SCORES.items()}
 
 
-def evaluation_calibration_error(probabilities: Path, answers: Path) -> dict[str, float]:
+def evaluation_calibration_error(
+    answered: pd.DataFrame, probabilities: pd.DataFrame
+) -> dict[str, float]:
     """Expected calibration error of the ensemble on the evaluation photos with answers.
 
-    Empty if the table has no answers.
+    Empty if there are none.
+
+    Args:
+        answered: photo, label.
+        probabilities: photo, p0 to p17; unreadable photos have none.
     """
-    table = pd.read_csv(probabilities, dtype={"photo": str}).set_index("photo")
-    given = read_answers(answers, table.index)
-    if given.empty:
+    table = answered.merge(probabilities, on="photo")
+    if table.empty:
         return {}
-    predicted = table.loc[given["ImageID"], PROBABILITIES].to_numpy()
-    bins = calibration_table(predicted, given["ans"].to_numpy(np.int64))
+    bins = calibration_table(table[PROBABILITIES].to_numpy(), table["label"].to_numpy())
     return {"expected_calibration_error_evaluation": expected_calibration_error(bins)}
 
 
@@ -234,6 +244,7 @@ def main(
     calibrated = calibrated_probabilities(table)
     held_out = read_stage_table(predictions / "holdout.csv")
     held_out["predicted"] = held_out[PROBABILITIES].to_numpy().argmax(axis=1)
+    answered = read_answered(submission, answers)
 
     scores, classes = score_out_of_fold(table, names, params.aggregate)
     all_scores = {
@@ -242,11 +253,13 @@ def main(
         **mean_fold_scores(read_fold_metrics(results, index)),
         "f1_per_class": dict(zip(names, classes["f1"].fillna(0), strict=True)),
         "tuned_tau": score_tuned_tau(table, calibrated),
-        "evaluation": score_evaluation(submission, answers),
+        "evaluation": score_evaluation(answered),
     }
     all_scores["calibration"] = {
         **score_calibration(table, calibrated),
-        **evaluation_calibration_error(predictions / "probabilities.csv", answers),
+        **evaluation_calibration_error(
+            answered, read_stage_table(predictions / "probabilities.csv")
+        ),
     }
     if len(held_out):
         all_scores["holdout"] = score_holdout(held_out, table, params.aggregate)

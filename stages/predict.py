@@ -3,10 +3,10 @@
     python -m stages.predict data/train data/crop data/clean/evaluation.csv \\
         data/folds/folds.csv data/predict data/submission.csv
 
-Writes to the output folder `probabilities.csv` (photo, p0 to p17: calibrated, geometric mean of the
-networks) and `holdout.csv` (person, photo, fold, label, p0 to p17; no rows without
-`folds.holdout`); and the submission (ImageID, ans). The evaluation photos are the rows of info.csv
-in the same order. Unreadable ones get the most common class of the training set. `predict.tau`
+Writes to the output folder `probabilities.csv` (photo, p0 to p17 of readable photos: calibrated,
+geometric mean of the networks) and `holdout.csv` (person, photo, fold, label, p0 to p17; no rows
+without `folds.holdout`); and the submission (ImageID, ans): the rows of info.csv
+in the same order. Unreadable photos get the most common class of the training set. `predict.tau`
 applies to the calibrated probabilities.
 """
 
@@ -55,10 +55,9 @@ def main(results: Path, crop: Path, photos: Path, folds: Path, out: Path, submis
         batch_size=params.predict.batch_size,
     )
     prior = class_prior(training.loc[~in_holdout, "label"].to_numpy())
-    probabilities = np.tile(prior.astype(np.float32), (len(evaluation), 1))
-    probabilities[readable] = predict(read_packed(crop / "evaluation.npy"))
+    probabilities = predict(read_packed(crop / "evaluation.npy"))
 
-    table = probability_table(evaluation[["photo"]], probabilities)
+    table = probability_table(evaluation.loc[readable, ["photo"]], probabilities)
     write_table(out / "probabilities.csv", table, float_format="%.6g")
     holdout = training.loc[in_holdout, ["person", "photo", "fold", "label"]]
     held_out = predict(read_packed(crop / "train.npy"), rows=np.flatnonzero(in_holdout))
@@ -67,7 +66,8 @@ def main(results: Path, crop: Path, photos: Path, folds: Path, out: Path, submis
     if tau == "auto":
         out_of_fold = read_out_of_fold(results, params.folds.index)
         tau = choose_tau(calibrated_probabilities(out_of_fold), out_of_fold["label"].to_numpy())
-    answers = np.where(readable, predict_with_tau(probabilities, prior, tau), prior.argmax())
+    answers = np.full(len(evaluation), prior.argmax())
+    answers[readable] = predict_with_tau(probabilities, prior, tau)
     write_table(submission, pd.DataFrame({"ImageID": evaluation["photo"], "ans": answers}))
     print(
         f"predict: {len(evaluation)} photos, {len(networks)} networks, tau {tau:g} -> {submission}"

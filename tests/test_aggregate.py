@@ -66,6 +66,16 @@ def run_aggregate(run: Run, answers: str, code: int = 0) -> tuple[dict[str, Any]
     return json.loads(Path("metrics.json").read_text()), output
 
 
+def test_unreadable_evaluation_photos_count_for_scores_and_not_for_calibration(run: Run) -> None:
+    """No network has seen them: their answer is a guess without probabilities."""
+    before, _ = run_aggregate(run, "a.jpg,4\nb.jpg,5\n")
+    with Path("s.csv").open("a") as file:
+        file.write("broken.jpg,3\n")
+    after, _ = run_aggregate(run, "a.jpg,4\nbroken.jpg,0\nb.jpg,5\n")
+    assert (before["evaluation"]["accuracy"], after["evaluation"]["accuracy"]) == (0.5, 0.333333)
+    assert after["calibration"] == before["calibration"]
+
+
 def test_metrics_and_tables_cover_all_folds(run: Run) -> None:
     metrics, _ = run_aggregate(run, "a.jpg,4\nb.jpg,5\n")
     assert metrics["accuracy"] == metrics["macro_f1"] == 0.5

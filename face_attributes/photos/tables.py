@@ -22,6 +22,7 @@ SPACE_AFTER_QUOTE = re.compile(r'"[ \t]+(?=,|[\r\n]|$)')
 
 TEXT_COLUMNS = [
     "person", "photo", "path", "rejected", "other_person", "other_photo", "given", "race",
+    "ImageID",
 ]  # fmt: skip
 """Columns of stages' tables that are text even if they look like numbers."""
 
@@ -112,7 +113,7 @@ def read_stage_tables(paths: Sequence[Path]) -> pd.DataFrame:
         UserError: if a file is missing.
     """
     tables = [read_stage_table(path) for path in paths]
-    # The columns of a table without rows have no type, and would take that of the others away.
+    # Empty tables have object columns, which would change the dtype of the others.
     return pd.concat([table for table in tables if len(table)] or tables[:1], ignore_index=True)
 
 
