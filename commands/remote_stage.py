@@ -64,7 +64,7 @@ def run_stage(
                 write_files(Path(folder), fetch(reference))
             yield from _run(Path(folder), arguments, outputs, environment, worker)
     except MemoryError:
-        yield "failed", f"{worker}: memory is short"
+        yield "failed", f"{worker}: out of memory"
     except OSError as error:
         place = error.filename or tempfile.gettempdir()
         yield "failed", f"{worker}: {place}: {error.strerror or error}"

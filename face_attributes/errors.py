@@ -35,6 +35,6 @@ def lack_of_memory(error: BaseException) -> str:
         return ""
     reason = f" ({text[:160]})" if text else ""
     return (
-        f"memory is short{reason}: end other programs or raise the limit on memory; "
+        f"out of memory{reason}: end other programs or raise the limit on memory; "
         "docs/troubleshooting.md lists parameters that need less"
     )

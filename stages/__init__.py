@@ -1,7 +1,7 @@
 """The pipeline: a module per stage.
 
 `python -m stages.NAME` imports this package before that module, and so before torch, whose import
-takes seconds and gigabytes: Ctrl-C, the end of DVC and a lack of memory count from the start.
+takes seconds and gigabytes: Ctrl-C, the end of DVC and a lack of memory are handled from the start.
 """
 
 import os

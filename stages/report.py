@@ -317,11 +317,17 @@ def photo_content(table: pd.DataFrame, crops: Pixels, results: Path, params: Par
     return {"cells": photos_by_cell(table, crops, names), "wrong": wrong, "correct": correct}
 
 
-def stage_times(folder: Path) -> pd.DataFrame:
-    """Duration of each stage's last run on this machine by DVC: stage, seconds, ended."""
+def stage_times(folder: Path, index: Sequence[int]) -> pd.DataFrame:
+    """Duration of each stage's last run on this machine by DVC: stage, seconds, ended.
+
+    Args:
+        index: folds.index, which other folds may have been in before.
+    """
+    folds = {f"train@{fold}" for fold in index}
     rows = [
         {"stage": path.stem, **read_json(path)}
         for path in sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime)
+        if path.stem in folds or not path.stem.startswith("train@")
     ]
     return pd.DataFrame(rows, columns=["stage", "seconds", "ended"])
 
@@ -395,7 +401,7 @@ def main(
         rejected=read_stage_table(clean / "rejected.csv"),
         params=flatten(params.model_dump(exclude=PAGE_SECTIONS)),
         machine=machine_info(),
-        times=stage_times(TIMES),
+        times=stage_times(TIMES, params.folds.index),
         **score_content(
             table,
             read_out_of_fold(results, index),

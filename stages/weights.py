@@ -44,7 +44,7 @@ from face_attributes.progress import progress
 from face_attributes.training.pretraining import pretrain
 
 DRAWN_FACES = 2000
-"""Faces to pretrain on, each of another person."""
+"""Faces to pretrain on, each of a different person."""
 DRAWN_AGES = (15, 85)
 STREAM = 20_000
 """Sets the random numbers of these people apart from those of the sample (stages/sample.py)."""

@@ -199,7 +199,7 @@ def test_too_little_memory_is_one_line_and_so_is_a_low_limit(
     )  # fmt: skip
     assert result.returncode == 1
     *warnings, error = result.stderr.splitlines()
-    assert error.startswith("error: memory is short (")
+    assert error.startswith("error: out of memory (")
     assert reason in error
     assert warnings == [
         "warning: `ulimit -v` allows 0.5 GB, with which libraries may crash or hang without a "

@@ -21,7 +21,7 @@ AttentionMaps = NDArray[np.float32]
 def attention_maps(network: nn.Module, images: Tensor, classes: list[int]) -> AttentionMaps:
     """Compute how much each place in a photo supports a class: B x H x W, 0 to 1.
 
-    For a network whose last features are no grid of places, the gradient of the class with respect
+    For a network whose last features do not form a grid, the gradient of the class with respect
     to the pixels takes the place of Grad-CAM (Simonyan et al., ICLR 2014).
 
     Args:

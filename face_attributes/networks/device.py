@@ -106,7 +106,7 @@ class Hardware:
 
 
 def mapped_tensor(mapped: NDArray[Any]) -> Tensor:
-    """Make a tensor of an array that is mapped read-only, which nobody may write to.
+    """Wrap a read-only memory-mapped array in a tensor; do not write to it.
 
     Linux counts a writable mapping as memory in use, and refuses one that is larger than RAM.
     """

@@ -31,7 +31,7 @@ FORMAT_BY_SUFFIX = dict.fromkeys(SUFFIXES[:2], "JPEG") | {
     ".heic": "HEIF",
     ".heif": "HEIF",
 }
-"""What people keep photos in. The pipeline itself takes only FORMATS, on every machine alike."""
+"""Common photo formats. The pipeline itself takes only FORMATS, on every machine alike."""
 NEEDED_PACKAGE = {"HEIF": "pillow-heif"}
 """Packages that this project does not install, by the format that they read."""
 

@@ -119,7 +119,7 @@ def child_path(folder: Path, name: str, where: str, names: Mapping[str, str]) ->
     Raises:
         UserError: if the name is empty, hidden or too long, contains a folder, a semicolon or a
             line end, or names a link, which could also lead to another person. A link into DVC's
-            cache is none (`cache.type symlink`).
+            cache (`cache.type symlink`) is allowed.
     """
     # Semicolons separate the photos of a finding in suspects.csv.
     plain = (

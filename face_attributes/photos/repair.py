@@ -62,7 +62,7 @@ def _missing_share(content: bytes) -> float | None:
 
 
 def _has_all_scans(content: bytes) -> bool:
-    """Whether each coefficient of each component has come, to its last bit (ITU-T T.81, B.2)."""
+    """Whether each coefficient of each component was read to its last bit (ITU-T T.81, B.2)."""
     components, known = 0, defaultdict[int, set[int]](set)
     for marker, segment in _segments(content):
         if marker in FRAMES and len(segment) > 5:

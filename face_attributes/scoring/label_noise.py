@@ -54,7 +54,7 @@ def posterior(log_densities: Floats, given: Labels) -> Floats:
 def two_class_posterior(log_odds: Floats, given: Labels) -> Floats:
     """Probability of both labels (N x 2) from each person's mean log-odds for label 1 (N).
 
-    A label that nobody has is no suggestion.
+    A label that nobody has is never suggested.
     """
     labels_present = np.unique(given)
     medians = np.zeros(2)
@@ -70,7 +70,7 @@ def two_class_posterior(log_odds: Floats, given: Labels) -> Floats:
 def ordinal_posterior(evidence: Floats, ages: Labels, given: Labels) -> Floats:
     """Probability of each age group (N x 3) from apparent and given ages.
 
-    A group without people is no suggestion.
+    A group without people is never suggested.
 
     The expected evidence depends on the age in years, not on the group: people of 61 often look
     under 60, which does not make their label doubtful.

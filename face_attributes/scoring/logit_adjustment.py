@@ -8,7 +8,7 @@ applied to, calibrated probabilities, so that it means the same for every networ
 import numpy as np
 
 from face_attributes.photos.labels import NUM_CLASSES, Labels
-from face_attributes.scoring.metrics import Probabilities, macro_f1
+from face_attributes.scoring.metrics import Probabilities, confusion, macro_f1
 from face_attributes.scoring.temperature import fit_temperature, scaled_logs
 
 TAUS = np.linspace(0, 1.5, 31)
@@ -32,9 +32,8 @@ def choose_tau(probabilities: Probabilities, labels: Labels) -> float:
     prior = class_prior(labels)
     scores = []
     for tau in TAUS:
-        counts = np.zeros((NUM_CLASSES, NUM_CLASSES))
-        np.add.at(counts, (labels, predict_with_tau(probabilities, prior, tau)), 1)
-        scores.append(float(macro_f1(counts)))
+        predicted = predict_with_tau(probabilities, prior, tau)
+        scores.append(float(macro_f1(confusion(labels, predicted))))
     return float(TAUS[int(np.argmax(scores))])
 
 
