@@ -23,7 +23,7 @@ check: lint
 # Training against a reference loop; on your own photos: make benchmark DATA=data/raw/train
 DATA ?= data/sample/train
 benchmark: setup
-	test -e $(DATA) || dvc repro sample
+	$(if $(filter data/sample/train,$(DATA)),test -e $(DATA) || dvc repro sample)
 	python -m benchmarks.epoch_times $(DATA) --out benchmark.json
 
 # An experiment for each freeze point of a ResNet; then a table and a chart in sweep/.

@@ -5,9 +5,9 @@
 Classifies a folder of photos with five ResNet18 with random weights, or the networks in --networks.
 `ours` is the command `commands.classify`; `reference` runs the same networks in a plain loop, one
 photo at a time. Each runs in a separate process; medians over the repeats are printed. The time to
-the first answer is for a single photo and includes starting Python. CPU time is the sum over all
-processes of a command and depends least on other load; on a busy machine, set OMP_NUM_THREADS=1,
-because the loop's threads wait for each other.
+the first answer is for a single photo and includes starting Python; photos per second are those of
+the others. CPU time is the sum over all processes of a command and depends least on other load; on
+a busy machine, set OMP_NUM_THREADS=1, because the loop's threads wait for each other.
 """
 
 import gc
@@ -29,6 +29,8 @@ from rich.console import Console
 from rich.table import Table
 
 from commands.classify import PassedOver, find_photos
+from face_attributes.command import user_command
+from face_attributes.errors import UserError
 from face_attributes.faces.boxes import WHOLE_PHOTO
 from face_attributes.faces.cut import cut
 from face_attributes.faces.detect import find_faces, use_one_thread
@@ -40,6 +42,8 @@ from face_attributes.networks.recipe import Recipe
 from face_attributes.networks.weight_files import write_weights
 from face_attributes.params import PredictionParams, read_params
 from face_attributes.photos.opening import open_photo
+
+FEWEST_PHOTOS = 50
 
 Result = TypeVar("Result")
 
@@ -61,24 +65,26 @@ def write_networks(folder: Path, side: int) -> None:
 
 
 def run(command: Sequence[str]) -> dict[str, float]:
-    """Run a command that prints a header and one line per answer.
+    """Run a command that prints a header and then its answers.
 
     Returns:
-        Seconds to the first answer, rate of the others (per second), CPU seconds.
+        Seconds to the first answer and in all, CPU seconds.
     """
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    start, times = time.perf_counter(), list[float]()
+    start = time.perf_counter()
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
+        next(process.stdout)
+        next(process.stdout)
+        first = time.perf_counter() - start
         for _ in process.stdout:
-            times.append(time.perf_counter() - start)
+            pass
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, command)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    answers = times[1:]  # without the header
     return {
-        "first": answers[0],
-        "rate": (len(answers) - 1) / max(answers[-1] - answers[0], 1e-9),
+        "first": first,
+        "all": time.perf_counter() - start,
         "cpu": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
     }
 
@@ -124,13 +130,14 @@ def cpu_per_step(paths: Sequence[Path], networks: Path) -> dict[str, float]:
     return {step: 1000 * seconds / len(paths) for step, seconds in spent.items()}
 
 
+@user_command
 def main(
     photos: Annotated[Path, typer.Argument(help="Folder of photos")],
     networks: Annotated[
         Path | None, typer.Option(help="Folder with fold0/..., such as data/train")
     ] = None,
     size: Annotated[int, typer.Option(help="Side of the crops, for random networks")] = 96,
-    count: Annotated[int, typer.Option(help="Number of photos")] = 200,
+    count: Annotated[int, typer.Option(min=1, help="Number of photos")] = 200,
     repeats: Annotated[int, typer.Option(help="Runs of each contender")] = 3,
     contender: Annotated[str, typer.Option(hidden=True)] = "",
 ) -> None:
@@ -138,6 +145,8 @@ def main(
     paths = list(islice(find_photos([photos], PassedOver()), count))
     if contender and networks:
         return reference(paths, networks)
+    if len(paths) < FEWEST_PHOTOS:
+        raise UserError(f"{len(paths)} photos take too short a time: at least {FEWEST_PHOTOS}")
     with tempfile.TemporaryDirectory() as folder:
         if networks is None:
             networks = Path(folder)
@@ -147,7 +156,7 @@ def main(
         plain = [sys.executable, "-m", "benchmarks.answer_times", str(photos), "--networks"]
         plain += [str(networks), "--contender", "reference", "--count"]
         commands = {
-            "reference": ([*plain, "1"], [*plain, str(count)]),
+            "reference": ([*plain, "1"], [*plain, str(len(paths))]),
             "ours": ([*ours, str(paths[0])], [*ours, *map(str, paths)]),
         }
         runs: dict[str, list[tuple[dict[str, float], dict[str, float]]]] = {}
@@ -158,9 +167,10 @@ def main(
         for name, results in runs.items():
             first = statistics.median(one["first"] for one, _ in results)
             cpu = statistics.median(one["cpu"] for one, _ in results)
-            rate = statistics.median(many["rate"] for _, many in results)
+            more = len(paths) - 1
+            rate = statistics.median(more / (many["all"] - one["all"]) for one, many in results)
             per_photo = statistics.median(
-                (many["cpu"] - one["cpu"]) / (count - 1) for one, many in results
+                (many["cpu"] - one["cpu"]) / more for one, many in results
             )
             table.add_row(
                 name, f"{first:.1f} s", f"{cpu:.1f} s", f"{rate:.1f}", f"{1000 * per_photo:.0f} ms"
@@ -173,4 +183,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    main()

@@ -20,6 +20,7 @@ import torch
 import typer
 from torch import Tensor
 
+from face_attributes.command import user_command
 from face_attributes.networks.device import mapped_tensor
 from face_attributes.photos.packed import Pixels, prefetch, read_packed, write_packed
 
@@ -49,6 +50,7 @@ def waits(path: Path, batches: list[Tensor], ahead: bool, step: float) -> float:
     return statistics.median(seconds)
 
 
+@user_command
 def main(
     side: Annotated[int, typer.Option(help="Side of the crops in pixels")] = 224,
     gigabytes: Annotated[float, typer.Option(help="Size of the file")] = 3.0,
@@ -74,4 +76,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    main()

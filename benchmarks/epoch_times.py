@@ -23,6 +23,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from face_attributes.command import user_command
 from face_attributes.files import write_json
 from face_attributes.params import read_params
 from face_attributes.photos.labels import encode
@@ -123,6 +124,7 @@ def cells(figure: dict[str, Any]) -> list[str]:
     ]
 
 
+@user_command
 def main(
     train: Annotated[Path, typer.Argument(help="Folder with train.csv and images/")],
     people: Annotated[
@@ -158,4 +160,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    main()

@@ -18,6 +18,7 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn import functional
 
+from face_attributes.command import user_command
 from face_attributes.networks.convolution import convolve, prefers_matmul
 from face_attributes.networks.device import choose_hardware
 from face_attributes.params import Precision
@@ -43,6 +44,7 @@ def milliseconds(product: bool, images: Tensor, weight: Tensor, stride: int) -> 
     return 1000 * (time.perf_counter() - start)
 
 
+@user_command
 def main(
     side: Annotated[int, typer.Option(help="Side of the crops in pixels")] = 96,
     batch: Annotated[int, typer.Option(help="Photos per batch")] = 64,
@@ -78,4 +80,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    main()

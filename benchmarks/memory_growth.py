@@ -28,6 +28,7 @@ from rich.table import Table
 from torch import nn
 from torch.nn import functional
 
+from face_attributes.command import user_command
 from face_attributes.inference.ensemble import ensemble_probabilities
 from face_attributes.networks.device import prepare_hardware
 from face_attributes.networks.recipe import make_recipe
@@ -123,6 +124,7 @@ STEPS: dict[str, Callable[[Path, int, Params], None]] = {
 }
 
 
+@user_command
 def main(
     budget: Annotated[int, typer.Option(help="MB of crops that count as 1")] = 64,
     side: Annotated[int, typer.Option(help="Side of the crops in pixels")] = 48,
@@ -151,4 +153,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    main()

@@ -35,6 +35,7 @@ from rich.console import Console
 from rich.table import Table
 from torch.nn import functional
 
+from face_attributes.command import user_command
 from face_attributes.faces.cut import cut
 from face_attributes.faces.detect import find_faces
 from face_attributes.files import write_json
@@ -221,6 +222,7 @@ def training_rate(params: Params) -> float:
     return count / median_seconds(lambda: train_epoch(run, inputs, fold, train), 2)
 
 
+@user_command
 def main(
     photos_per_second: Annotated[
         float | None, typer.Option(help="Training rate of a GPU; otherwise this machine's")
@@ -269,4 +271,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    main()
