@@ -308,6 +308,20 @@ def test_other_formats_of_photos_are_read_and_get_jpeg_copies(
         assert copy.format == "JPEG"
 
 
+@pytest.mark.usefixtures("networks")
+def test_rows_go_through_a_link_and_into_a_pipe(tmp_path: Path, portraits: list[Path]) -> None:
+    """A device or a pipe is no file to replace."""
+    link, target, pipe = tmp_path / "link.csv", tmp_path / "target.csv", tmp_path / "pipe"
+    link.symlink_to(target)
+    os.mkfifo(pipe)
+    with ThreadPoolExecutor(1) as pool:
+        piped = pool.submit(pipe.read_text, encoding="utf-8")
+        run_command(portraits[0], "--csv", str(link), "--json", str(pipe))
+        rows = json.loads(piped.result(timeout=10))
+    assert link.is_symlink() and pipe.is_fifo()
+    assert len(pd.read_csv(target)) == len(rows) == 1
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("networks")
 def test_a_reader_that_goes_away_ends_it_quietly() -> None:

@@ -68,6 +68,8 @@ def json_writer(path: str) -> Iterator[Writer]:
 def _open_text(path: str) -> Iterator[TextIO]:
     """Open a text file that appears once it is complete, or standard output for "-".
 
+    A pipe or a device is written to as it is, and so is the target of a link.
+
     Raises:
         UserError: if the path is a folder, or has the suffix of a photo, which it could overwrite.
     """
@@ -78,7 +80,12 @@ def _open_text(path: str) -> Iterator[TextIO]:
             sys.stdout.reconfigure(encoding="utf-8")  # as in a file, whatever the console's is
         yield sys.stdout
         return
-    with write_whole(Path(path)) as file:
+    target = Path(path).resolve()
+    if target.exists() and not target.is_file():
+        with target.open("w", encoding="utf-8", newline="") as text:
+            yield text
+        return
+    with write_whole(target) as file:
         text = io.TextIOWrapper(file, encoding="utf-8", newline="")
         yield text
         text.flush()
