@@ -17,7 +17,7 @@ from rich.table import Table
 
 from face_attributes.command import errors_in_one_line
 from face_attributes.errors import UserError
-from face_attributes.files import write_table
+from face_attributes.files import write_table, write_whole
 from face_attributes.params import read_params
 from face_attributes.photos.label_edits import (
     COLUMNS,
@@ -107,6 +107,10 @@ def merge(
     """Merge the corrections of two reviewers into OUT; leave out conflicts and list them."""
     merged, conflicts = merge_tables(read_corrections(mine), read_corrections(yours))
     write_table(out, merged)
+    for file in (mine, yours):
+        header = map(str, pd.read_csv(file, nrows=0))
+        if others := [name for name in header if name.strip() not in merged]:
+            print(f"{file}: columns left out: {', '.join(others)}")
     for conflict in conflicts:
         print(f"conflict, left out: {conflict}")
     print(f"{out}: {len(merged)} rows; {len(conflicts)} conflicts left out")
@@ -133,7 +137,15 @@ def undo(
     except UserError as error:
         numbers = ", ".join(map(str, rows))
         raise UserError(f"row {numbers} is kept; without it, {error}") from None
-    write_table(file, remaining)
+    lines, ends = file.read_bytes().splitlines(keepends=True), [*corrections.index[1:], None]
+    removed = {
+        number
+        for start, end in zip(corrections.index, ends, strict=True)
+        if start in rows
+        for number in range(start, end or len(lines) + 1)
+    }
+    with write_whole(file) as output:
+        output.writelines(text for number, text in enumerate(lines, 1) if number not in removed)
     for row in rows:
         cells = " ".join(corrections.loc[[row], COLUMNS[:5]].iloc[0])
         print(f"{file}: row {row} removed ({cells})")

@@ -118,6 +118,27 @@ def test_undo_removes_a_row_and_keeps_the_others(command: Command) -> None:
     assert "corrections.csv has no row 9; its rows are 2" in command("undo", 9, code=1)
 
 
+def test_undo_leaves_the_rest_of_the_file_as_it_is(command: Command) -> None:
+    """Quotes, line endings and columns of one's own: git then shows the removed rows alone."""
+    rows = [
+        b"person,photo,field,old,new,reason,comment\r\n",
+        f'"{YOUNG}",,gender,male,female,"two\r\nlines",a\r\n'.encode(),
+        f'"{OLD}",,age,60,25,"seen, twice",b\r\n'.encode(),
+    ]
+    file = Path("corrections.csv")
+    file.write_bytes(b"".join(rows))
+    assert f"row 2 removed ({YOUNG}  gender male female)" in command("undo", 2)
+    assert file.read_bytes() == rows[0] + rows[2]
+    command("undo", 2)
+    assert file.read_bytes() == rows[0]
+
+
+def test_merge_names_the_columns_that_it_leaves_out(command: Command) -> None:
+    Path("a.csv").write_text("person,photo,field,old,new,reason,comment,x\n")
+    write("b.csv")
+    assert "a.csv: columns left out: comment, x\n" in command("merge", "a.csv", "b.csv", "c.csv")
+
+
 def test_undo_of_half_a_swap_is_an_error(command: Command) -> None:
     write(
         "corrections.csv",
