@@ -508,10 +508,10 @@ def main(
     if answers:
         known = read_answers(answers, evaluation_photos["photo"])
         print(f"{answers}: {len(known)} known labels of {len(evaluation_photos)} evaluation photos")
-    folds = report(source, evaluation_photos, params)
-
     copies = list_copies(source, evaluation_photos, evaluation)
     values: dict[str, Any] = {"data": locate(source, evaluation, answers, copies, copy)}
+    folds = report(source, evaluation_photos, params)
+
     weight_values, remark = choose_weights(weights)
     print(remark)
     values |= weight_values
@@ -535,11 +535,14 @@ def main(
     undo = undo_commands([*map(str, contents), *[RAW.as_posix()] * copy], to_track)
     with copied(copies if copy else {}, source):
         write_all(contents)
-    if to_track:
-        track_files(to_track)
-    if undo:
-        print(f"undo: {undo}")
-    print("next: dvc repro")
+    try:
+        if to_track:
+            track_files(to_track)
+    finally:
+        if undo:
+            print(f"undo: {undo}")
+    add = [f"git add {shlex.join(f'{path}.dvc' for path in to_track)}"] if to_track else []
+    print(f"next: {'; '.join([*add, 'dvc repro'])}")
 
 
 if __name__ == "__main__":

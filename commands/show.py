@@ -34,8 +34,13 @@ def main(
     """Print the scores of the last run, and the files that show more."""
     if not metrics.is_file():
         raise UserError(f"{metrics} is missing: `dvc repro` makes it")
-    scores = json.loads(metrics.read_text(encoding="utf-8"))
-    table = Table(title="Scores on photos of people the networks were not trained on")
+    try:
+        scores = json.loads(metrics.read_text(encoding="utf-8"))
+    except ValueError:
+        scores = None
+    if not isinstance(scores, dict) or not {"interval_95", "folds", "calibration"} <= scores.keys():
+        raise UserError(f"{metrics} is not the metrics.json of a run: `dvc repro` makes it")
+    table = Table(title="Scores on photos that the networks were not trained on")
     others = {part: scores[part] for part in ("holdout", "evaluation") if part in scores}
     for column in ("", "out of fold", "95% interval", *others):
         table.add_column(column, justify="left" if not column else "right")

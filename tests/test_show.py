@@ -60,3 +60,11 @@ def test_scores_of_a_holdout_are_shown_with_their_distance(run: Run) -> None:
 
 def test_missing_scores_are_an_error_that_names_the_remedy(run: Run) -> None:
     assert "metrics.json is missing: `dvc repro` makes it" in run(show.main, code=1).output
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"train": {}}'])
+def test_a_file_that_is_not_of_a_run_is_one_line(run: Run, content: str) -> None:
+    Path("other.json").write_text(content)
+    assert "other.json is not the metrics.json of a run" in run(
+        show.main, "--metrics", "other.json", code=1
+    ).output.replace("\n", " ")

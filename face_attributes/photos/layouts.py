@@ -58,12 +58,12 @@ def find_table(photos: Path) -> Path:
     tables = [name for name in names_in(photos).values() if name.lower().endswith(".csv")]
     if "train.csv" in tables:
         return photos / "train.csv"
-    if len(tables) == 1:
-        return photos / tables[0]
     if (photos / "train/train.csv").is_file():
         raise UserError(
             f"{photos} is the parent of a folder with train.csv: pass {photos / 'train'}"
         )
+    if len(tables) == 1:
+        return photos / tables[0]
     raise UserError(f"{photos} has {'several tables' if tables else 'no table'}: {EXPECTED}")
 
 

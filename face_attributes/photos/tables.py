@@ -59,7 +59,7 @@ def read_text_table(
                 line = reader.line_num + 1
     except FileNotFoundError:
         raise UserError(
-            f"{path} is missing: create it, or change its path in params.yaml"
+            f"{path} is missing: create it, or correct its path (in params.yaml or the command)"
         ) from None
     except (IsADirectoryError, NotADirectoryError):
         raise UserError(f"{path} is not a file: check the paths in params.yaml") from None
