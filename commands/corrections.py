@@ -56,7 +56,9 @@ def check(file: Annotated[Path, typer.Argument(help="A corrections.csv")]) -> No
     corrected = apply_corrections(photos, corrections, file)
     for row, person, photo, field, old, new, *_ in corrections.itertuples(name=None):
         target = f"{person} {photo}".strip()
-        change = "dropped" if field == "drop" else f"{field} {old} -> {new}"
+        change = f"{field} {old} -> {new}"
+        if not new:
+            change = "dropped" if field == "drop" else "dropped as a duplicate"
         if corrections.loc[row, "decision"] == "rejected":
             change = f"unchanged ({change} was rejected)"
         print(f"row {row}: {target}: {change}")
@@ -93,7 +95,7 @@ def merge_tables(mine: pd.DataFrame, yours: pd.DataFrame) -> tuple[pd.DataFrame,
 
 
 def _summary(row: "pd.Series[str]") -> str:
-    change = "drop" if row["field"] == "drop" else f"{row['old']} -> {row['new']}"
+    change = f"{row['old']} -> {row['new']}" if row["new"] else row["field"]
     return f"{change} rejected" if row["decision"] == "rejected" else change
 
 

@@ -269,7 +269,9 @@ def claims(finding: Finding) -> list[Claim]:
     """Claims of a finding, one per row that it would have in corrections.csv."""
     photos, suggested = finding["photo"].split(";"), finding["suggested"].split(";")
     if suggested == ["drop"]:
-        return [(finding["person"], photo, "drop", "") for photo in photos]
+        # A photo may have both kinds of findings: rejecting one answers nothing about the other.
+        field = "duplicate" if finding["kind"] == "duplicate" else "drop"
+        return [(finding["person"], photo, field, "") for photo in photos]
     return [
         (finding["person"], photo, finding["field"], value)
         for photo, value in zip(photos, suggested, strict=True)

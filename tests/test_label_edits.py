@@ -54,6 +54,14 @@ def test_a_correction_without_a_photo_changes_the_whole_person(path: Path) -> No
     assert set(ben["origin"]) == {"given"}
 
 
+def test_a_duplicate_can_only_be_rejected(path: Path) -> None:
+    corrected = correct(path, f"{ANN},mask2.jpg,duplicate,,,rejected", f"{ANN},mask2.jpg,drop,,,")
+    assert len(corrected) == len(PHOTOS) - 1, "it may be dropped for another reason"
+    assert errors(path, f"{ANN},mask2.jpg,duplicate,,,") == [
+        "c.csv, row 2: field duplicate needs the decision rejected: write drop to drop the photo"
+    ]
+
+
 def test_dropped_photos_and_people_are_removed(path: Path) -> None:
     corrected = correct(path, f"{ANN},mask2.jpg,drop,,,", f"{BEN},,drop,,,")
     ann = corrected[corrected["person"] != CEM]

@@ -137,6 +137,18 @@ def test_ages_near_an_edge_are_a_kind_of_their_own_ranked_last(table: pd.DataFra
     assert findings["kind"].eq("age_edge").is_monotonic_increasing
 
 
+def test_a_rejected_duplicate_is_no_answer_about_the_mask() -> None:
+    duplicate = {"kind": "duplicate", "person": "A", "photo": "x.jpg", "field": "drop"}
+    duplicate |= {"suggested": "drop", "score": 0.5}
+    mask = duplicate | {"kind": "mask", "field": "mask"}
+    rejections = {"duplicate": duplicate, "drop": mask}
+    for field, finding in rejections.items():
+        rejected = {("A", "x.jpg", field, ""): 0.5}
+        others = [other for other in rejections.values() if other is not finding]
+        assert suspects.was_rejected(finding, rejected)
+        assert not any(suspects.was_rejected(other, rejected) for other in others)
+
+
 def test_duplicates_with_conflicting_labels_come_first() -> None:
     photos = pd.DataFrame(
         [("a", "1.jpg", 0), ("a", "2.jpg", 6), ("b", "1.jpg", 3), ("c", "1.jpg", 0)],

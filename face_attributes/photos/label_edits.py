@@ -5,8 +5,9 @@
     000043_male_Asian_60,normal.jpg,mask,not_worn,incorrect,swapped with incorrect_mask.jpg
 
 An empty photo means the whole person. Fields are gender (male, female), age (years), mask (worn,
-incorrect, not_worn) and drop (old and new stay empty). Every row refers to the original data, so
-the order of rows does not matter and two rows can swap the labels of two photos.
+incorrect, not_worn), drop and duplicate (old and new stay empty). Every row refers to the original
+data, so the order of rows does not matter and two rows can swap the labels of two photos. A
+duplicate can only be rejected: then it is no reason to drop the photo, and there may be others.
 
 Three columns are optional: `reviewer`, `decision` (accepted, or rejected: reviewed, no change) and
 `score` (probability that the label was wrong at the time of the decision).
@@ -32,6 +33,7 @@ ALLOWED_VALUES = {
     "age": [str(age) for age in range(MAX_AGE + 1)],
     "mask": list(MASKS),
     "drop": [""],
+    "duplicate": [""],
 }
 
 SCORE = re.compile(r"0(\.\d+)?|1(\.0+)?", re.ASCII)
@@ -69,7 +71,9 @@ def _invalid_values(
     for column, value in {"old": old, "new": new}.items():
         if value not in ALLOWED_VALUES[field]:
             yield f"{column} is {value!r}: {_remedy(field)}"
-    if old == new and field != "drop":
+    if field == "duplicate" and decision != "rejected":
+        yield "field duplicate needs the decision rejected: write drop to drop the photo"
+    if old == new and old:
         yield f"old and new are both {old!r}: remove the row"
     if decision not in DECISIONS:
         yield f"decision is {decision!r}: write accepted or rejected"
@@ -83,6 +87,8 @@ def _remedy(field: str) -> str:
             return f"write the age in whole years, 0 to {MAX_AGE}"
         case "drop":
             return "leave old and new empty to drop a photo or a person"
+        case "duplicate":
+            return "leave old and new empty"
         case _:
             return f"write one of {', '.join(ALLOWED_VALUES[field])}"
 
