@@ -145,6 +145,21 @@ def test_other_label_other_photo_drop_and_undo(opened: Page, tmp_path: Path) -> 
     assert opened.locator("#progress").text_content() == "3 of 6"
 
 
+def test_a_rejected_duplicate_is_loaded_again(opened: Page, tmp_path: Path) -> None:
+    """Its photo may be dropped for another reason, so that it is no rejected drop."""
+    press(opened, "ArrowDown", "ArrowDown", "ArrowDown", "r", "r")
+    out = tmp_path / "out.csv"
+    rows = save(opened, out)
+    assert [(row[2], row[7]) for row in rows] == [("duplicate", "rejected"), ("drop", "rejected")]
+    opened.evaluate("localStorage.clear()")
+    opened.reload()
+    assert opened.locator("#progress").text_content() == "0 of 6"
+    opened.locator("#file").set_input_files(out)
+    opened.get_by_text("2 rows of out.csv loaded").wait_for()
+    assert opened.locator("#progress").text_content() == "2 of 6"
+    assert save(opened, tmp_path / "again.csv") == rows
+
+
 def test_an_invalid_age_is_refused(opened: Page) -> None:
     press(opened, "ArrowDown", "ArrowDown", "l")
     opened.get_by_label(f"age of {OLD}").fill("121")
