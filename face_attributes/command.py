@@ -16,7 +16,7 @@ from pathlib import Path
 import typer
 
 from face_attributes.errors import StillRunningError, UserError, lack_of_memory
-from face_attributes.files import is_link_into_cache, write_json
+from face_attributes.files import is_link_into_cache, remove_leftovers, write_json
 from face_attributes.processes import one_at_a_time
 
 LOCKS = Path(".cache/locks")
@@ -99,6 +99,8 @@ def locked(output: Path, main: Callable[..., None]) -> Iterator[None]:
             stack.enter_context(lock)
         except OSError as error:
             _warn(f"{output} is not locked against other runs: {error}")
+        else:
+            remove_leftovers(place)
         yield
 
 

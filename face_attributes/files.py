@@ -1,6 +1,7 @@
 """Write files whole or not at all: under a temporary name, then rename."""
 
 import errno
+import glob
 import hashlib
 import json
 import os
@@ -42,8 +43,9 @@ def project_folder() -> Path:
 def write_whole(path: Path, fsync: bool = True) -> Iterator[BufferedRandom]:
     """Open a temporary file for writing; rename it to `path` when the block ends without error.
 
-    A killed process leaves at most `NAME.partial`, which git and DVC ignore and the next run
-    overwrites.
+    Processes that write the same file at once do not mix: the last one to finish has written it.
+    A killed process leaves at most `NAME.PID.partial`, which git and DVC ignore, and whoever has
+    the file to itself may delete with `remove_leftovers`.
 
     Args:
         fsync: whether to fsync, so that the guarantee survives a power failure.
@@ -68,11 +70,21 @@ def write_whole(path: Path, fsync: bool = True) -> Iterator[BufferedRandom]:
 
 
 def _partial(path: Path) -> Path:
-    """The temporary name of a file, which must not be longer than file systems allow."""
-    name = os.fsencode(path.name)
-    if len(name) + len(".partial") > MAX_NAME_BYTES:
-        return path.with_name(hashlib.sha256(name).hexdigest() + ".partial")
-    return path.with_name(path.name + ".partial")
+    """This process's temporary name of a file, no longer than file systems allow."""
+    name, ending = os.fsencode(path.name), f".{os.getpid()}.partial"
+    if len(name) + len(ending) > MAX_NAME_BYTES:
+        return path.with_name(hashlib.sha256(name).hexdigest() + ending)
+    return path.with_name(path.name + ending)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Delete what killed processes left of a file, or of the files in a folder.
+
+    No other process may be writing to it.
+    """
+    for folder, name in ((path.parent, glob.escape(path.name)), (path, "*")):
+        for leftover in folder.glob(f"{name}.*[0-9].partial"):
+            leftover.unlink(missing_ok=True)
 
 
 @contextmanager

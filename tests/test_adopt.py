@@ -516,7 +516,7 @@ def test_what_is_in_the_way_of_a_copy_is_never_replaced(train: Path, weights: Pa
 def test_a_file_that_cannot_be_written_leaves_everything_as_it_was(
     train: Path, weights: Path
 ) -> None:
-    Path("data/corrections.csv.partial").mkdir()
+    Path(f"data/corrections.csv.{os.getpid()}.partial").mkdir()
     message = error(train, "--copy", "--weights", weights)
     assert "a folder is in the way of the file" in message
     assert not Path("data/raw").exists()
