@@ -17,6 +17,7 @@ import itertools
 import math
 import os
 import re
+import shutil
 import subprocess
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
@@ -96,12 +97,25 @@ def _name(pairs: Sequence[tuple[str, str]]) -> str:
     return "_".join(re.sub(r"[^\w.]+", "-", word).strip("-.") for word in words)
 
 
+def check_installed(program: str) -> None:
+    """Check that git or DVC can be run.
+
+    Raises:
+        UserError: if it is not on PATH.
+    """
+    if shutil.which(program) is None:
+        raise UserError(
+            f"{program} is not on PATH: `source .venv/bin/activate`, or install it, then run again"
+        )
+
+
 def run_command(*command: str) -> str:
     """Run git or DVC and return its output.
 
     Raises:
-        UserError: with the last line of its errors, if it fails.
+        UserError: if it is not on PATH; with the last line of its errors, if it fails.
     """
+    check_installed(command[0])
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         last = (done.stderr.strip() or "failed").splitlines()[-1]
