@@ -9,6 +9,7 @@ the holdout are scored by all networks together. Writes metrics.json and, to the
 `confusion.csv`, `f1_per_class.csv` and `learning_curves.csv`, which DVC plots.
 """
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -176,6 +177,12 @@ def score_evaluation(submission: Path, answers: Path) -> dict[str, float]:
         return {}
     if len(given) < len(predicted):
         print(f"aggregate: {answers} has answers for {len(given)} of {len(predicted)} photos")
+    if len(given) > 1 and given["ans"].nunique() == 1:
+        print(
+            f"warning: all answers in {answers} are {given['ans'].iloc[0]}: if they are not the "
+            "true labels, as in the competition's info.csv, the evaluation scores mean nothing",
+            file=sys.stderr,
+        )
     counts = confusion(given["ans"], predicted.loc[given["ImageID"]])
     return {name: float(score(counts)) for name, score in SCORES.items()}
 

@@ -281,6 +281,7 @@ def test_what_is_passed_over_is_counted_with_the_reason() -> None:
         Path("photos", name).parent.mkdir(parents=True, exist_ok=True)
         Path("photos", name).touch()
     Path("photos/link").symlink_to("../elsewhere")
+    os.mkfifo("photos/pipe.jpg")
     save_photo(Path("photos/a.png"))
     (row,), errors = classified("photos"), run_command("photos")[1]
     assert row["file"] == "photos/a.png"
@@ -288,7 +289,7 @@ def test_what_is_passed_over_is_counted_with_the_reason() -> None:
         "passed over: 1 .heic (`python -m pip install pillow-heif` makes them readable)\n"
     )  # fmt: skip
     assert errors == heic + (
-        "passed over: files that are not photos: 2 .mp4, 1 without a suffix, 1 .txt\n"
+        "passed over: files that are not photos: 2 .mp4, 1 without a suffix, 1 .txt, 1 .jpg\n"
         "passed over: 2 folders of thumbnails, such as photos/@eaDir\n"
         "passed over: 1 linked folders, such as photos/link (name them on the command line)\n"
     )

@@ -9,7 +9,13 @@ import pandas as pd
 import pytest
 
 from face_attributes.errors import UserError
-from face_attributes.photos.raw import Rejection, list_evaluation, list_photos, read_people
+from face_attributes.photos.raw import (
+    Rejection,
+    list_evaluation,
+    list_photos,
+    read_answers,
+    read_people,
+)
 from tests.conftest import save_photo
 
 PERSON = "000001_female_Any_25"
@@ -225,6 +231,10 @@ def test_names_may_be_composed_in_the_table_and_decomposed_on_the_disk() -> None
     evaluation = list_evaluation(EVALUATION)
     assert evaluation["photo"].to_list() == ["b.jpg", f"{composed}.jpg"], "as in info.csv"
     assert Path(evaluation["path"][1]).name == f"{decomposed}.jpg"
+
+    Path("answers.csv").write_text(f"ImageID,ans\n{decomposed}.jpg,3\n")
+    answers = read_answers(Path("answers.csv"), evaluation["photo"])
+    assert answers.to_numpy().tolist() == [[f"{composed}.jpg", 3]], "as in info.csv"
 
     INFO.write_text(f"ImageID,ans\n{composed}.jpg,0\n{decomposed}.jpg,0\n")
     assert "row 3: " in error() and "is already in a row above" in error()

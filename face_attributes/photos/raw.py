@@ -248,9 +248,10 @@ def read_answers(table: Path, photos: Iterable[str]) -> pd.DataFrame:
     for row, answer in answers["ans"].items():
         if not CLASS.fullmatch(answer) or int(answer) >= NUM_CLASSES:
             raise UserError(f"{table}, row {row}: ans {answer!r} is not a class from 0 to 17")
-    known = set(photos)
+    known = {normal_form(photo): photo for photo in photos}
+    answers["ImageID"] = [known.get(normal_form(photo), photo) for photo in answers["ImageID"]]
     for row, photo in answers["ImageID"].items():
-        if photo not in known:
+        if normal_form(photo) not in known:
             raise UserError(f"{table}, row {row}: photo {photo!r} is not in info.csv: remove it")
     for row, photo in answers.loc[answers["ImageID"].duplicated(), "ImageID"].items():
         raise UserError(f"{table}, row {row}: photo {photo!r} has an earlier row: keep one")
