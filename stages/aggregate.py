@@ -171,7 +171,8 @@ def score_evaluation(submission: Path, answers: Path) -> dict[str, float]:
         UserError: if an answer is not a class, its photo was not predicted, or its photo has two
             rows; it names the row.
     """
-    predicted = pd.read_csv(submission, dtype={"ImageID": str}).set_index("ImageID")["ans"]
+    table = pd.read_csv(submission, dtype={"ImageID": str}, keep_default_na=False)
+    predicted = table.set_index("ImageID")["ans"]
     given = read_answers(answers, predicted.index)
     if given.empty:
         return {}
@@ -192,7 +193,7 @@ def evaluation_calibration_error(probabilities: Path, answers: Path) -> dict[str
 
     Empty if the table has no answers.
     """
-    table = pd.read_csv(probabilities, dtype={"photo": str}).set_index("photo")
+    table = read_stage_table(probabilities).set_index("photo")
     given = read_answers(answers, table.index)
     if given.empty:
         return {}
