@@ -142,6 +142,7 @@ def test_an_invalid_number_of_photos_is_an_error(number: str) -> None:
         (",3_male", ",3;male", "row 4: '3;male_Any_60' must be a plain, visible name in raw/train"),
         (",3_male_Any_60", ",/etc", "row 4: '/etc' must be"),
         (",3_male_Any_60", ",", "row 4: '' must be"),
+        (",3_male_Any_60", ",evaluation", "row 4: a person cannot be called 'evaluation'"),
         (",3_male_Any_60", ",.hidden", "row 4: '.hidden' must be"),
         (",3_male_Any_60", f",{'x' * 300}", "must be a plain, visible name"),
     ],

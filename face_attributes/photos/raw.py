@@ -49,7 +49,7 @@ def read_people(table: Path) -> pd.DataFrame:
 
     Raises:
         UserError: naming the row of an unknown gender, an invalid age or number of photos, or a
-            repeated path.
+            path that is repeated or "evaluation".
     """
     people = read_text_table(table, ["gender", "age", "path"], ["race", "photos"])
     people = people.assign(path=people["path"].map(normal_form))
@@ -63,6 +63,11 @@ def read_people(table: Path) -> pd.DataFrame:
                 "keep one row per person"
             )
         first_row[path] = row
+        if path == "evaluation":
+            raise UserError(
+                f"{table}, row {row}: a person cannot be called 'evaluation', which stands for the "
+                "evaluation photos in suspects.csv: rename the folder"
+            )
         if gender not in GENDERS:
             raise UserError(
                 f"{table}, row {row}: gender {gender!r} is unknown: write {' or '.join(GENDERS)}"
