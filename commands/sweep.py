@@ -33,7 +33,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from face_attributes.command import TIMES_VARIABLE, user_command
-from face_attributes.errors import UserError
+from face_attributes.errors import UserError, last_error
 from face_attributes.files import read_json, write_table, write_whole
 from face_attributes.pages.charts import sweep_chart, to_html, to_png
 from face_attributes.params import read_params
@@ -118,8 +118,7 @@ def run_command(*command: str) -> str:
     check_installed(command[0])
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        last = (done.stderr.strip() or "failed").splitlines()[-1]
-        raise UserError(f"{' '.join(command)}: {last}")
+        raise UserError(f"{' '.join(command)}: {last_error(done.stderr)}")
     return done.stdout
 
 

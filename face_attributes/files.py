@@ -59,7 +59,7 @@ def write_whole(path: Path, fsync: bool = True) -> Iterator[BufferedRandom]:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = _partial(path)
     try:
-        with path_in_errors(path), partial.open("w+b") as file:
+        with path_in_errors(path, partial), partial.open("w+b") as file:
             yield file
             file.flush()
             if fsync:
@@ -88,12 +88,16 @@ def remove_leftovers(path: Path) -> None:
 
 
 @contextmanager
-def path_in_errors(path: Path) -> Iterator[None]:
-    """Add `path` to an OSError without a file name, as failed writes raise it."""
+def path_in_errors(path: Path, partial: Path | None = None) -> Iterator[None]:
+    """Name `path` in an OSError without a file name, as failed writes raise it.
+
+    Args:
+        partial: its temporary name, which is replaced by it.
+    """
     try:
         yield
     except OSError as error:
-        if error.filename is not None:
+        if error.filename not in (None, str(partial)):
             raise
         raise OSError(error.errno, error.strerror, str(path)) from error
 

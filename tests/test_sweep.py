@@ -14,7 +14,7 @@ from PIL import Image
 
 from commands import cluster, sweep
 from commands.sweep import make_grid, uncommitted_state
-from face_attributes.errors import UserError
+from face_attributes.errors import UserError, last_error
 from tests.conftest import Run, git, start_repository
 from tests.project import ENVIRONMENT, PEOPLE, SMALL, Project
 
@@ -57,6 +57,16 @@ def test_an_argument_that_is_no_list_of_values_is_one_line(
 ) -> None:
     with pytest.raises(UserError, match=re.escape(message)):
         make_grid(arguments)
+
+
+def test_of_a_failed_program_its_last_error_is_shown() -> None:
+    with pytest.raises(UserError, match=r"^git frob: git: 'frob' is not a git command\."):
+        sweep.run_command("git", "frob")
+    dvc = (
+        "ERROR: unexpected error - no space\n\nHaving any troubles? Hit us up at dvc.org/support!\n"
+    )
+    assert last_error(dvc) == "ERROR: unexpected error - no space"
+    assert last_error("\n") == "failed"
 
 
 def test_uncommitted_changes_of_the_pipeline_alone_name_experiments_apart(
