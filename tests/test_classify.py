@@ -450,6 +450,29 @@ def test_a_copy_that_cannot_be_drawn_is_named_and_the_rest_is_written() -> None:
 
 
 @pytest.mark.usefixtures("networks")
+@pytest.mark.parametrize(
+    ("options", "file"), [("--csv rows.csv", "rows.csv"), ("--annotate copies", "copies/00.png")]
+)
+def test_a_full_disk_is_one_line_and_leaves_what_was_there(options: str, file: str) -> None:
+    """The shell's limit on file sizes stands for it."""
+    Path("photos").mkdir()
+    for number in range(20):
+        save_photo(Path(f"photos/{number:02}.png"), number)
+    Path("rows.csv").write_text("earlier")
+    command = f"ulimit -f 1; exec {sys.executable} -m commands.classify photos --fallback {options}"
+    done = subprocess.run(
+        ["bash", "-c", command],
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"error: {file}: the file would be larger than this system allows, then run again\n"
+    )
+    assert Path("rows.csv").read_text() == "earlier"
+    assert not list(Path().rglob("*.partial"))
+
+
+@pytest.mark.usefixtures("networks")
 def test_programs_can_read_what_is_printed() -> None:
     save_photo(Path("a.png"))
     Path("b.jpg").write_text("broken")
