@@ -30,7 +30,7 @@ from rich.table import Table
 from ruamel.yaml import YAML
 
 from face_attributes.command import user_command
-from face_attributes.errors import UserError
+from face_attributes.errors import UserError, last_error
 from face_attributes.files import write_table, write_whole
 from face_attributes.networks.build import build
 from face_attributes.networks.freezing import freeze
@@ -472,8 +472,10 @@ def track_files(paths: Sequence[str]) -> None:
     command = [sys.executable, "-m", "dvc", "add", *paths]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        reason = (done.stderr.strip() or "failed").splitlines()[-1]
-        raise UserError(f"params.yaml is written, but `dvc add {shlex.join(paths)}` says: {reason}")
+        raise UserError(
+            f"params.yaml is written, but `dvc add {shlex.join(paths)}` says: "
+            f"{last_error(done.stderr)}"
+        )
 
 
 @user_command

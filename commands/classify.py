@@ -173,9 +173,10 @@ def _walk(folder: Path, passed_over: PassedOver) -> Iterator[Path]:
             path, suffix = Path(parent, name), Path(name).suffix.lower()
             if name.startswith("."):
                 continue
-            if FORMAT_BY_SUFFIX.get(suffix) not in readable_formats():
+            pipe = path.exists() and not path.is_file()  # broken links are reported
+            if pipe or FORMAT_BY_SUFFIX.get(suffix) not in readable_formats():
                 passed_over.suffixes[suffix] += 1
-            elif path.is_file() or not path.exists():  # broken links are reported
+            else:
                 yield path
 
 

@@ -38,7 +38,14 @@ from dvc_data.hashfile.meta import Meta
 
 from commands import remote_stage
 from commands.remote_stage import Files, package_version, read_files, run_stage
-from commands.sweep import TARGET, Grid, run_command, run_sweep, uncommitted_state
+from commands.sweep import (
+    TARGET,
+    Grid,
+    check_installed,
+    run_command,
+    run_sweep,
+    uncommitted_state,
+)
 from face_attributes.command import LOCKS, TIMES, errors_in_one_line
 from face_attributes.errors import UserError
 from face_attributes.files import write_whole
@@ -498,8 +505,9 @@ def run_dvc(*arguments: str) -> None:
     """Run DVC with its output on this terminal.
 
     Raises:
-        UserError: if it fails.
+        UserError: if it is not on PATH, or fails.
     """
+    check_installed("dvc")
     if subprocess.run(["dvc", *arguments]).returncode:
         raise UserError(f"dvc {' '.join(arguments)} failed: see above")
 

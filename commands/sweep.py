@@ -17,6 +17,7 @@ import itertools
 import math
 import os
 import re
+import shutil
 import subprocess
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
@@ -32,7 +33,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from face_attributes.command import TIMES_VARIABLE, user_command
-from face_attributes.errors import UserError
+from face_attributes.errors import UserError, last_error
 from face_attributes.files import read_json, write_table, write_whole
 from face_attributes.pages.charts import sweep_chart, to_html, to_png
 from face_attributes.params import read_params
@@ -96,16 +97,28 @@ def _name(pairs: Sequence[tuple[str, str]]) -> str:
     return "_".join(re.sub(r"[^\w.]+", "-", word).strip("-.") for word in words)
 
 
+def check_installed(program: str) -> None:
+    """Check that git or DVC can be run.
+
+    Raises:
+        UserError: if it is not on PATH.
+    """
+    if shutil.which(program) is None:
+        raise UserError(
+            f"{program} is not on PATH: `source .venv/bin/activate`, or install it, then run again"
+        )
+
+
 def run_command(*command: str) -> str:
     """Run git or DVC and return its output.
 
     Raises:
-        UserError: with the last line of its errors, if it fails.
+        UserError: if it is not on PATH; with the last line of its errors, if it fails.
     """
+    check_installed(command[0])
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        last = (done.stderr.strip() or "failed").splitlines()[-1]
-        raise UserError(f"{' '.join(command)}: {last}")
+        raise UserError(f"{' '.join(command)}: {last_error(done.stderr)}")
     return done.stdout
 
 

@@ -7,6 +7,7 @@ import gc
 import inspect
 import os
 import signal
+import sqlite3
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -15,8 +16,8 @@ from pathlib import Path
 
 import typer
 
-from face_attributes.errors import StillRunningError, UserError, lack_of_memory
-from face_attributes.files import is_link_into_cache, write_json
+from face_attributes.errors import StillRunningError, UserError, shortage
+from face_attributes.files import is_link_into_cache, remove_leftovers, write_json
 from face_attributes.processes import one_at_a_time
 
 LOCKS = Path(".cache/locks")
@@ -42,6 +43,11 @@ FAULTS_OF_FILES = {
     errno.ENFILE: "all programs together have too many files open: end some",
     errno.EPERM: "permission denied: check the owner of the folder",
 }
+
+REMEDY_OF_DATABASE = (
+    "see that the disk has space, .dvc/tmp and DVC's site_cache_dir (/var/tmp/dvc) can be written, "
+    "and `ulimit -n` is not too low, then run again"
+)
 
 
 def stage_command(main: Callable[..., None]) -> typer.Typer:
@@ -99,6 +105,8 @@ def locked(output: Path, main: Callable[..., None]) -> Iterator[None]:
             stack.enter_context(lock)
         except OSError as error:
             _warn(f"{output} is not locked against other runs: {error}")
+        else:
+            remove_leftovers(place)
         yield
 
 
@@ -133,8 +141,10 @@ def errors_in_one_line(main: Callable[..., None]) -> Callable[..., None]:
         except UserError as error:
             _stop(str(error), restorable=not isinstance(error, StillRunningError))
         except Exception as error:
-            if problem := lack_of_memory(error):
+            if problem := shortage(error):
                 _stop(problem)
+            if isinstance(error, sqlite3.OperationalError):
+                _stop(f"DVC cannot use its database ({error}): {REMEDY_OF_DATABASE}")
             if not isinstance(error, OSError) or error.errno not in FAULTS_OF_FILES:
                 raise
             _stop(f"{error.filename or 'output'}: {FAULTS_OF_FILES[error.errno]}, then run again")

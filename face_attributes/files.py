@@ -1,6 +1,7 @@
 """Write files whole or not at all: under a temporary name, then rename."""
 
 import errno
+import glob
 import hashlib
 import json
 import os
@@ -42,8 +43,9 @@ def project_folder() -> Path:
 def write_whole(path: Path, fsync: bool = True) -> Iterator[BufferedRandom]:
     """Open a temporary file for writing; rename it to `path` when the block ends without error.
 
-    A killed process leaves at most `NAME.partial`, which git and DVC ignore and the next run
-    overwrites.
+    Processes that write the same file at once do not mix: the last one to finish has written it.
+    A killed process leaves at most `NAME.PID.partial`, which git and DVC ignore, and whoever has
+    the file to itself may delete with `remove_leftovers`.
 
     Args:
         fsync: whether to fsync, so that the guarantee survives a power failure.
@@ -57,7 +59,7 @@ def write_whole(path: Path, fsync: bool = True) -> Iterator[BufferedRandom]:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = _partial(path)
     try:
-        with path_in_errors(path), partial.open("w+b") as file:
+        with path_in_errors(path, partial), partial.open("w+b") as file:
             yield file
             file.flush()
             if fsync:
@@ -68,20 +70,34 @@ def write_whole(path: Path, fsync: bool = True) -> Iterator[BufferedRandom]:
 
 
 def _partial(path: Path) -> Path:
-    """The temporary name of a file, which must not be longer than file systems allow."""
-    name = os.fsencode(path.name)
-    if len(name) + len(".partial") > MAX_NAME_BYTES:
-        return path.with_name(hashlib.sha256(name).hexdigest() + ".partial")
-    return path.with_name(path.name + ".partial")
+    """This process's temporary name of a file, no longer than file systems allow."""
+    name, ending = os.fsencode(path.name), f".{os.getpid()}.partial"
+    if len(name) + len(ending) > MAX_NAME_BYTES:
+        return path.with_name(hashlib.sha256(name).hexdigest() + ending)
+    return path.with_name(path.name + ending)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Delete what killed processes left of a file, or of the files in a folder.
+
+    No other process may be writing to it.
+    """
+    for folder, name in ((path.parent, glob.escape(path.name)), (path, "*")):
+        for leftover in folder.glob(f"{name}.*[0-9].partial"):
+            leftover.unlink(missing_ok=True)
 
 
 @contextmanager
-def path_in_errors(path: Path) -> Iterator[None]:
-    """Add `path` to an OSError without a file name, as failed writes raise it."""
+def path_in_errors(path: Path, partial: Path | None = None) -> Iterator[None]:
+    """Name `path` in an OSError without a file name, as failed writes raise it.
+
+    Args:
+        partial: its temporary name, which is replaced by it.
+    """
     try:
         yield
     except OSError as error:
-        if error.filename is not None:
+        if error.filename not in (None, str(partial)):
             raise
         raise OSError(error.errno, error.strerror, str(path)) from error
 

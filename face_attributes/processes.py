@@ -22,6 +22,7 @@ import psutil
 from filelock import FileLock, Timeout
 
 from face_attributes.errors import StillRunningError, UserError
+from face_attributes.files import path_in_errors
 
 Result = TypeVar("Result")
 
@@ -135,7 +136,8 @@ def one_at_a_time(lock: Path, description: str) -> Iterator[None]:
             f"{description} is still running (pid {pid}): wait, or end it"
         ) from None
     try:
-        holder.write_text(str(os.getpid()))
+        with path_in_errors(holder):
+            holder.write_text(str(os.getpid()))
         yield
     finally:
         held.release()

@@ -6,9 +6,8 @@ takes seconds and gigabytes: Ctrl-C, the end of DVC and a lack of memory are han
 
 import os
 import sys
-from types import TracebackType
 
-from face_attributes.errors import lack_of_memory
+from face_attributes.errors import explain_shortage
 from face_attributes.processes import end_on_interrupt, end_with_parent
 
 ADDRESS_SPACE = 5 * 10**9
@@ -31,19 +30,9 @@ def warn_of_little_address_space() -> None:
         )
 
 
-def explain_lack_of_memory(
-    kind: type[BaseException], error: BaseException, traceback: TracebackType | None
-) -> None:
-    """Print a line if memory ran out, the traceback of any other exception (sys.excepthook)."""
-    if problem := lack_of_memory(error):
-        print(f"error: {problem}", file=sys.stderr)
-    else:
-        sys.__excepthook__(kind, error, traceback)
-
-
 if sys.argv[0] == "-m":  # while Python looks for the module to run
     end_on_interrupt()
-    sys.excepthook = explain_lack_of_memory
+    sys.excepthook = explain_shortage
     warn_of_little_address_space()
     if "DVC_STAGE" in os.environ:
         end_with_parent()

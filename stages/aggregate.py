@@ -9,6 +9,7 @@ the holdout are scored by all networks together. Writes metrics.json and, to the
 `confusion.csv`, `f1_per_class.csv` and `learning_curves.csv`, which DVC plots.
 """
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -174,6 +175,12 @@ def read_answered(submission: Path, answers: Path) -> pd.DataFrame:
     given = read_answers(answers, predicted["ImageID"])
     if 0 < len(given) < len(predicted):
         print(f"aggregate: {answers} has answers for {len(given)} of {len(predicted)} photos")
+    if len(given) > 1 and given["ans"].nunique() == 1:
+        print(
+            f"warning: all answers in {answers} are {given['ans'].iloc[0]}: if they are not the "
+            "true labels, as in the competition's info.csv, the evaluation scores mean nothing",
+            file=sys.stderr,
+        )
     table = given.merge(predicted, on="ImageID", suffixes=("", "_predicted"))
     return table.set_axis(["photo", "label", "predicted"], axis=1)
 

@@ -105,7 +105,7 @@ def encode_all(photos: pd.DataFrame, edges: Sequence[int]) -> list[int]:
 
 
 def check_visible(paths: Sequence[str]) -> None:
-    """Check that DVC notices when a photo changes.
+    """Check that DVC notices when one of the files in a dependency changes.
 
     Raises:
         UserError: naming the first that it ignores.
@@ -114,7 +114,7 @@ def check_visible(paths: Sequence[str]) -> None:
     if hidden:
         raise UserError(
             f"{hidden[0]}: a .dvcignore hides it, so that DVC does not notice when it changes: "
-            f"rename it, or change the .dvcignore ({len(hidden)} of {len(paths)} photos)"
+            f"rename it, or change the .dvcignore ({len(hidden)} of {len(paths)} files)"
         )
 
 
@@ -125,7 +125,8 @@ def main(train: Path, evaluation: Path, corrections: Path, out: Path) -> None:
     edges = params.labels.age_edges
     original, rejections = list_photos(read_people(train / "train.csv"), train)
     evaluation_photos = list_evaluation(evaluation)
-    check_visible([*original["path"], *evaluation_photos["path"]])
+    tables = [str(train / "train.csv"), str(evaluation / "info.csv")]
+    check_visible([*tables, *original["path"], *evaluation_photos["path"]])
     corrected = apply_corrections(original, read_corrections(corrections), corrections)
     paths = [*corrected["path"], *evaluation_photos["path"]]
     decoded = list(decode_all(paths, params.clean.max_pixels))

@@ -207,12 +207,14 @@ def main(out: Path) -> None:
     """Draw the embedded data set into OUT and replace its content."""
     params = read_params()
     partial_out = out.with_name(out.name + ".partial")
-    if partial_out.exists():
-        shutil.rmtree(partial_out)
-    with path_in_errors(partial_out):
-        draw_sample(partial_out, params.sample, params.labels.age_edges)
-    shutil.rmtree(out, ignore_errors=True)
-    partial_out.rename(out)
+    shutil.rmtree(partial_out, ignore_errors=True)
+    try:
+        with path_in_errors(partial_out):
+            draw_sample(partial_out, params.sample, params.labels.age_edges)
+        shutil.rmtree(out, ignore_errors=True)
+        partial_out.rename(out)
+    finally:
+        shutil.rmtree(partial_out, ignore_errors=True)
     count = 7 * (params.sample.people + params.sample.evaluation_people)
     print(
         f"sample: {count} photos of {params.sample.people} people for training and "

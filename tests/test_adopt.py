@@ -397,6 +397,7 @@ def test_a_table_with_a_row_per_photo_is_not_used_in_place(table: Path) -> None:
         ("0worn.JPG", "gone.JPG", "row 2: there is no photo"),
         ("0worn.JPG", "photos.csv", "photos.csv is not named like a photo (.jpg"),
         ("0worn.JPG", "._0.JPG", "is a hidden file: remove the row"),
+        (",p0,", ",P0,", "row 3: 'p0' and 'P0' differ in case only"),
         (",p0,", ",a/b,", "row 2: 'a/b' must be a plain, visible name"),
         ("path,", "id,", "has no column 'path'"),
         (",29,x", ",29,x,y", "row 2 has more cells than the header"),
@@ -516,7 +517,7 @@ def test_what_is_in_the_way_of_a_copy_is_never_replaced(train: Path, weights: Pa
 def test_a_file_that_cannot_be_written_leaves_everything_as_it_was(
     train: Path, weights: Path
 ) -> None:
-    Path("data/corrections.csv.partial").mkdir()
+    Path(f"data/corrections.csv.{os.getpid()}.partial").mkdir()
     message = error(train, "--copy", "--weights", weights)
     assert "a folder is in the way of the file" in message
     assert not Path("data/raw").exists()

@@ -144,6 +144,21 @@ def test_evaluation_scores_cover_the_photos_with_answers(run: Run) -> None:
     assert "answers.csv has answers for 1 of 2 photos" in output
 
 
+def test_an_evaluation_photo_may_be_named_like_a_missing_value(run: Run) -> None:
+    for path in map(Path, ("s.csv", "probabilities.csv")):
+        path.write_text(path.read_text().replace("a.jpg", "NA"))
+    metrics, _ = run_aggregate(run, "NA,4\nb.jpg,5\n")
+    assert metrics["evaluation"]["accuracy"] == 0.5
+    assert "expected_calibration_error_evaluation" in metrics["calibration"]
+
+
+def test_answers_that_are_all_the_same_are_a_warning(run: Run) -> None:
+    """The competition's info.csv has 0 in each row."""
+    _, output = run_aggregate(run, "a.jpg,0\nb.jpg,0\n")
+    assert "warning: all answers in answers.csv are 0: if they are not the true labels" in output
+    assert "warning" not in run_aggregate(run, "a.jpg,0\nb.jpg,1\n")[1]
+
+
 def test_the_calibration_error_covers_the_ensembles_probabilities(run: Run) -> None:
     """One photo is right with 0.8, one wrong with 0.7: in two bins."""
     metrics, _ = run_aggregate(run, "a.jpg,4\nb.jpg,5\n")

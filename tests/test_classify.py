@@ -281,6 +281,7 @@ def test_what_is_passed_over_is_counted_with_the_reason() -> None:
         Path("photos", name).parent.mkdir(parents=True, exist_ok=True)
         Path("photos", name).touch()
     Path("photos/link").symlink_to("../elsewhere")
+    os.mkfifo("photos/pipe.jpg")
     save_photo(Path("photos/a.png"))
     (row,), errors = classified("photos"), run_command("photos")[1]
     assert row["file"] == "photos/a.png"
@@ -288,7 +289,7 @@ def test_what_is_passed_over_is_counted_with_the_reason() -> None:
         "passed over: 1 .heic (`python -m pip install pillow-heif` makes them readable)\n"
     )  # fmt: skip
     assert errors == heic + (
-        "passed over: files that are not photos: 2 .mp4, 1 without a suffix, 1 .txt\n"
+        "passed over: files that are not photos: 2 .mp4, 1 without a suffix, 1 .txt, 1 .jpg\n"
         "passed over: 2 folders of thumbnails, such as photos/@eaDir\n"
         "passed over: 1 linked folders, such as photos/link (name them on the command line)\n"
     )
@@ -462,6 +463,29 @@ def test_a_copy_that_cannot_be_drawn_is_named_and_the_rest_is_written() -> None:
     ((path, reason),) = reported
     assert path == Path("photos/a.png") and reason.startswith("has no annotated copy (")
     assert [copy.name for copy in Path("copies").iterdir()] == ["b.png"]
+
+
+@pytest.mark.usefixtures("networks")
+@pytest.mark.parametrize(
+    ("options", "file"), [("--csv rows.csv", "rows.csv"), ("--annotate copies", "copies/00.png")]
+)
+def test_a_full_disk_is_one_line_and_leaves_what_was_there(options: str, file: str) -> None:
+    """The shell's limit on file sizes stands for it."""
+    Path("photos").mkdir()
+    for number in range(20):
+        save_photo(Path(f"photos/{number:02}.png"), number)
+    Path("rows.csv").write_text("earlier")
+    command = f"ulimit -f 1; exec {sys.executable} -m commands.classify photos --fallback {options}"
+    done = subprocess.run(
+        ["bash", "-c", command],
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"error: {file}: the file would be larger than this system allows, then run again\n"
+    )
+    assert Path("rows.csv").read_text() == "earlier"
+    assert not list(Path().rglob("*.partial"))
 
 
 @pytest.mark.usefixtures("networks")

@@ -271,11 +271,47 @@ def test_a_killed_process_leaves_nothing_under_the_final_name(tmp_path: Path) ->
     )
     with subprocess.Popen([sys.executable, "-c", code]) as process:
         for _ in range(600):
-            if (tmp_path / "out.partial").exists():
+            if os.listdir(tmp_path):
                 break
             time.sleep(0.1)
         process.send_signal(signal.SIGKILL)
-    assert os.listdir(tmp_path) == ["out.partial"]
+    assert os.listdir(tmp_path) == [f"out.{process.pid}.partial"]
+
+
+def test_of_two_processes_that_write_a_file_at_once_the_last_one_wins_whole(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from face_attributes.files import write_whole\n"
+        f"with write_whole(Path({str(tmp_path / 'out')!r})) as file:\n"
+        "    file.write(sys.argv[1].encode() * 100_000); print(flush=True); sys.stdin.readline()"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    writers = [
+        subprocess.Popen([sys.executable, "-c", code, letter], cwd=ROOT, text=True, **pipes)
+        for letter in "ab"
+    ]
+    for writer in writers:
+        assert writer.stdout is not None and writer.stdout.readline() == "\n"
+    for writer, letter in zip(writers, "ab", strict=True):
+        assert writer.communicate("go on\n") == ("", None)
+        assert (tmp_path / "out").read_text() == letter * 100_000
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_a_stage_deletes_what_killed_ones_left_of_its_outputs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @stage_command
+    def main(out: Path) -> None:
+        pass
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    kept = ["data/a.1.partial.csv", "data/other.csv", "other.1.partial"]
+    for name in ["data/a.npy.123.partial", "data.7.partial", *kept]:
+        (tmp_path / name).touch()
+    assert CliRunner().invoke(main, ["data"]).exit_code == 0
+    files = [path for path in tmp_path.rglob("*") if path.is_file() and ".cache" not in path.parts]
+    assert sorted(str(path.relative_to(tmp_path)) for path in files) == kept
 
 
 def test_json_is_rounded_and_ends_with_a_line_end(tmp_path: Path) -> None:

@@ -257,7 +257,7 @@ LAYERS = {
     "progress": set[str](),
     "files": set[str](),
     "params": {"errors"},
-    "processes": {"errors"},
+    "processes": {"errors", "files"},
     "command": {"errors", "files", "processes"},
     "revisions": {"errors"},
     "photos": {"errors", "files", "progress"},

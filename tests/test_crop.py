@@ -14,7 +14,7 @@ from face_attributes.faces.boxes import DETECTED
 from face_attributes.faces.cut import cut
 from face_attributes.params import read_params
 from face_attributes.photos.opening import open_photo
-from stages import clean, crop
+from stages import clean, crop, sample
 from tests.conftest import Change, Run, save_photo
 
 PERSON = "000001_female_Any_25"
@@ -146,15 +146,28 @@ def test_small_faces_in_a_large_photo_are_found(portraits: list[Path], height: i
 
 
 @pytest.mark.parametrize("turn", [90, 270])
-def test_a_turned_face_is_found_and_cropped_upright(portraits: list[Path], turn: int) -> None:
+@pytest.mark.parametrize("person", range(3))
+def test_a_turned_face_is_found_and_cropped_upright(
+    portraits: list[Path], person: int, turn: int
+) -> None:
+    """Two of the faces are also found as they lie, with less confidence."""
     params = read_params().crop
-    upright = open_photo(portraits[0])
+    upright = open_photo(portraits[person])
     turned = upright.rotate(turn, expand=True)  # counterclockwise
     (box, *_), _, found = detect.find_faces(turned, params)
     expected = cut(upright, detect.find_faces(upright, params).boxes[0], 0, params)
     assert found == turn
     difference = np.abs(cut(turned, box, found, params).astype(int) - expected)
     assert difference.mean() < 8, "the boxes differ by a pixel or two"
+
+
+def test_a_mask_that_looks_like_a_face_upside_down_turns_no_photo() -> None:
+    """The detector is surer of this one upside down."""
+    params = read_params().crop
+    photo = sample.draw_photo(sample.roster(3)[2], "mask1", seed=0)
+    upright, upside_down = detect.find_faces(photo, params), photo.rotate(180)
+    assert upright.turn == 0
+    assert detect.find_faces(upside_down, params).confidences[0] > upright.confidences[0]
 
 
 def test_how_a_turned_face_was_found_is_in_the_table(

@@ -105,16 +105,18 @@ def test_a_change_behind_a_link_to_another_disk_is_noticed(
     (tmp_path / "disk").rename(folder)
 
 
-@pytest.mark.parametrize("patterns", ["0*.jpg", "images/"])
-def test_a_photo_that_dvcignore_hides_is_an_error(
-    project: Project, own_photos: Path, patterns: str
+@pytest.mark.parametrize(
+    ("pattern", "hidden"), [("0*.jpg", "images/0"), ("images/", "images/"), ("*.csv", "info.csv")]
+)
+def test_a_file_that_dvcignore_hides_is_an_error(
+    project: Project, own_photos: Path, pattern: str, hidden: str
 ) -> None:
     ignore = own_photos / "raw/eval/.dvcignore"
-    ignore.write_text(f"{patterns}\n")
+    ignore.write_text(f"{pattern}\n")
     command = ["stages.clean", "data/raw/train", "data/raw/eval", "data/none.csv", "data/other"]
     output = project.python(*command, code=1)
     ignore.unlink()
-    assert "error: data/raw/eval/images/" in output and "a .dvcignore hides it" in output
+    assert f"error: data/raw/eval/{hidden}" in output and "a .dvcignore hides it" in output
     assert not (own_photos / "other").exists()
 
 

@@ -267,6 +267,28 @@ def test_a_full_disk_leaves_earlier_results_whole_and_they_come_back(
     assert {path: path.read_bytes() for path in paths} == before
 
 
+@pytest.mark.parametrize(
+    ("stage", "limit"), [*((stage, "-f 0") for stage in STAGES), ("clean", "-n 10")]
+)
+def test_a_stage_that_cannot_write_or_open_files_is_one_line_and_changes_nothing(
+    project: Project, stage: str, limit: str
+) -> None:
+    """Also where DVC's database fails first, of which two stages ask."""
+    folder = project.folder / "data"
+    words = " ".join(arguments(stage, project.folder))
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    done = subprocess.run(
+        ["bash", "-c", f"ulimit {limit}; exec {sys.executable} -m stages.{stage} {words}"],
+        cwd=project.folder, env=ENVIRONMENT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 1
+    error = done.stderr.splitlines()[-1]
+    assert error.startswith("error: ") and error.endswith(", then run again")
+    assert "Traceback" not in done.stderr, "though libraries may warn"
+    after = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    assert after == before
+
+
 def test_few_open_files_are_enough(project: Project) -> None:
     """Also with worker processes; the limit is often 256 or 1024."""
     limited = "ulimit -n 64; exec"

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, PngImagePlugin
+from PIL import Image, ImageOps, PngImagePlugin
 
 from face_attributes.photos.opening import (
     MAX_MISSING,
@@ -54,6 +54,28 @@ def test_exif_orientation_is_applied(tmp_path: Path) -> None:
     upright = open_photo(tmp_path / "turned.jpg")
     assert upright.size == (30, 40)
     assert np.asarray(upright)[:, -5:].mean() > 200 > np.asarray(upright)[:, :15].mean()
+
+
+@pytest.mark.parametrize("orientation", range(10))
+def test_every_orientation_is_applied_as_pillow_does(orientation: int) -> None:
+    image = Image.linear_gradient("L").resize((40, 30)).rotate(30)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    content = BytesIO(encoded(image, "png", exif=exif))
+    expected = ImageOps.exif_transpose(Image.open(content)).convert("RGB")
+    assert np.array_equal(open_photo(content), expected)
+
+
+@pytest.mark.parametrize("file_format", ["png", "jpeg"])
+@pytest.mark.parametrize(
+    "exif", [b"", b"II*\0", b"XX*\0\x08\0\0\0", b"II*\0\x08\0\0\0\xff\xff", b"noise" * 9]
+)
+def test_a_photo_with_damaged_exif_is_good(file_format: str, exif: bytes) -> None:
+    image = Image.new("RGB", (40, 30))
+    assert open_photo(BytesIO(encoded(image, file_format, exif=b"Exif\0\0" + exif))).size == (
+        40,
+        30,
+    )
 
 
 def test_the_content_decides_the_format_not_the_suffix(tmp_path: Path) -> None:

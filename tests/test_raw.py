@@ -9,7 +9,13 @@ import pandas as pd
 import pytest
 
 from face_attributes.errors import UserError
-from face_attributes.photos.raw import Rejection, list_evaluation, list_photos, read_people
+from face_attributes.photos.raw import (
+    Rejection,
+    list_evaluation,
+    list_photos,
+    read_answers,
+    read_people,
+)
 from tests.conftest import save_photo
 
 PERSON = "000001_female_Any_25"
@@ -136,6 +142,7 @@ def test_an_invalid_number_of_photos_is_an_error(number: str) -> None:
         (",3_male", ",3;male", "row 4: '3;male_Any_60' must be a plain, visible name in raw/train"),
         (",3_male_Any_60", ",/etc", "row 4: '/etc' must be"),
         (",3_male_Any_60", ",", "row 4: '' must be"),
+        (",3_male_Any_60", ",evaluation", "row 4: a person cannot be called 'evaluation'"),
         (",3_male_Any_60", ",.hidden", "row 4: '.hidden' must be"),
         (",3_male_Any_60", f",{'x' * 300}", "must be a plain, visible name"),
     ],
@@ -225,6 +232,10 @@ def test_names_may_be_composed_in_the_table_and_decomposed_on_the_disk() -> None
     evaluation = list_evaluation(EVALUATION)
     assert evaluation["photo"].to_list() == ["b.jpg", f"{composed}.jpg"], "as in info.csv"
     assert Path(evaluation["path"][1]).name == f"{decomposed}.jpg"
+
+    Path("answers.csv").write_text(f"ImageID,ans\n{decomposed}.jpg,3\n")
+    answers = read_answers(Path("answers.csv"), evaluation["photo"])
+    assert answers.to_numpy().tolist() == [[f"{composed}.jpg", 3]], "as in info.csv"
 
     INFO.write_text(f"ImageID,ans\n{composed}.jpg,0\n{decomposed}.jpg,0\n")
     assert "row 3: " in error() and "is already in a row above" in error()

@@ -126,3 +126,4 @@ def test_a_failed_write_names_the_folder_and_keeps_the_earlier_sample(change: Ch
     assert limited.stderr.startswith("error: data/sample.partial: the file would be larger")
     assert len(limited.stderr.splitlines()) == 1
     assert os.listdir("data/sample") == []
+    assert os.listdir("data") == ["sample"]

@@ -12,9 +12,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from commands import cluster, sweep
 from commands.sweep import make_grid, uncommitted_state
-from face_attributes.errors import UserError
-from tests.conftest import git, start_repository
+from face_attributes.errors import UserError, last_error
+from tests.conftest import Run, git, start_repository
 from tests.project import ENVIRONMENT, PEOPLE, SMALL, Project
 
 
@@ -58,6 +59,16 @@ def test_an_argument_that_is_no_list_of_values_is_one_line(
         make_grid(arguments)
 
 
+def test_of_a_failed_program_its_last_error_is_shown() -> None:
+    with pytest.raises(UserError, match=r"^git frob: git: 'frob' is not a git command\."):
+        sweep.run_command("git", "frob")
+    dvc = (
+        "ERROR: unexpected error - no space\n\nHaving any troubles? Hit us up at dvc.org/support!\n"
+    )
+    assert last_error(dvc) == "ERROR: unexpected error - no space"
+    assert last_error("\n") == "failed"
+
+
 def test_uncommitted_changes_of_the_pipeline_alone_name_experiments_apart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -74,6 +85,25 @@ def test_uncommitted_changes_of_the_pipeline_alone_name_experiments_apart(
     second = uncommitted_state()
     Path("params.yaml").write_text("third\n")
     assert "" != second != uncommitted_state()
+
+
+def test_without_git_or_dvc_on_the_path_it_is_one_line(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As without the virtual environment's activation."""
+    start_repository()
+    git("add", "-A")
+    git("commit", "-qm", "first")
+    (tmp_path / "programs").mkdir()
+    (tmp_path / "programs/git").symlink_to(shutil.which("git") or "")
+    for path, program in {"programs": "dvc", "nowhere": "git"}.items():
+        monkeypatch.setenv("PATH", str(tmp_path / path))
+        assert run(sweep.main, "train.seed=0,1", code=1).output == (
+            f"error: {program} is not on PATH: `source .venv/bin/activate`, or install it, then "
+            "run again\n"
+        )
+    with pytest.raises(UserError, match="^dvc is not on PATH"):
+        cluster.run_dvc("repro")
 
 
 @pytest.mark.slow

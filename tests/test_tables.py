@@ -56,6 +56,9 @@ def test_an_unclosed_quote_is_an_error_and_does_not_swallow_the_rows_below(row_b
         ("name,age,name\n", "table.csv has more than one column 'name'"),
         ("name,age\nAnn,25\nBen,30,a, b\n", "table.csv, row 3 has more cells than the header: put"),
         ("name,age\nJürgen,25\n".encode("utf-16"), "table.csv is not UTF-8: save it as UTF-8"),
+        ("name,age\nAnn,25\n".encode("utf-16-le"), "table.csv, row 1 has a null character: save"),
+        ("name;age\nAnn;25\n", "no column 'name'; it has name;age: separate columns by commas"),
+        ("name\tage\n", "no column 'name'; it has name\\tage: separate columns by commas"),
     ],
 )
 def test_an_invalid_table_is_an_error(content: str | bytes, message: str) -> None:

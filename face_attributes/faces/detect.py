@@ -29,12 +29,12 @@ LARGE_SIDE = 2560
 """The size of the second search, in which faces of 65 pixels in a photo of 4000 are found."""
 LARGE_PHOTO = 2 * LONG_SIDE
 """Photos with a longer side are always searched twice: the first search misses small faces."""
-TURNS = (90, 270, 180)
-"""Clockwise turns in degrees that are tried, the likeliest first."""
+TURNS = {90: 0.18, 270: 0.18, 180: 0.4}
+"""Clockwise turns in degrees that are tried, and by how much the confidence of a turned face must
+exceed that of all upright ones. Detectors also find turned faces, with less confidence, and masks
+look like faces upside down."""
 MIN_TURNED_CONFIDENCE = 0.6
 """Minimum confidence in a turned photo, where the shadows of an upright face can look like one."""
-TURNED_ADVANTAGE = 0.15
-"""How much more confidence a face in a turned photo needs than an upright one."""
 SAME_FACE = 0.3
 """Two boxes show one face if they share this part of the smaller one."""
 
@@ -56,28 +56,23 @@ def find_faces(photo: Image.Image, params: CropParams) -> Faces:
     """Detect all faces with at least `params.min_confidence`.
 
     Photos are searched at LONG_SIDE, and also at LARGE_SIDE if they are large or no face was found.
-    If the first search found none, the photo is turned, too: that counts if it finds a face with
-    much more confidence.
+    They are turned, too, unless a face was found with so much confidence that no turn could exceed
+    it as TURNS demand.
     """
     small = _shrink(photo, LONG_SIDE)
     found, turn = _search(small, params, params.min_confidence), 0
-    missing = not len(found)
-    if max(photo.size) > (LONG_SIDE if missing else LARGE_PHOTO):
+    if max(photo.size) > (LARGE_PHOTO if len(found) else LONG_SIDE):
         closer = _search(_shrink(photo, LARGE_SIDE), params, params.min_confidence)
         new = [face for face in closer if all(_overlap(face, each) < SAME_FACE for each in found)]
         found = np.concatenate([found, np.reshape(new, (-1, 5))])
-    if missing:
-        upright = found[:, 4].max(initial=0)
-        min_confidence = max(
-            params.min_confidence, MIN_TURNED_CONFIDENCE, upright + TURNED_ADVANTAGE
-        )
-        turned = {
-            each: _search(small.rotate(-each, expand=True), params, min_confidence)
-            for each in TURNS
-        }
-        best = max(TURNS, key=lambda each: turned[each][:, 4].max(initial=0))
-        if len(turned[best]):
-            found, turn = _turn_back(turned[best], best), best
+    upright, most = found[:, 4].max(initial=0), 0.0
+    for each, advantage in TURNS.items():
+        required = max(params.min_confidence, MIN_TURNED_CONFIDENCE, upright + advantage)
+        if required > 1:
+            continue
+        turned = _search(small.rotate(-each, expand=True), params, required)
+        if turned[:, 4].max(initial=0) > most:
+            found, turn, most = _turn_back(turned, each), each, turned[:, 4].max()
     found = found[np.argsort(-found[:, 2] * found[:, 3], kind="stable")]
     return Faces(found[:, :4], found[:, 4], turn)
 

@@ -80,7 +80,7 @@ def _open_text(path: str) -> Iterator[TextIO]:
             sys.stdout.reconfigure(encoding="utf-8")  # as in a file, whatever the console's is
         yield sys.stdout
         return
-    target = Path(path).resolve()
+    target = Path(path).resolve() if Path(path).is_symlink() else Path(path)
     if target.exists() and not target.is_file():
         with target.open("w", encoding="utf-8", newline="") as text:
             yield text

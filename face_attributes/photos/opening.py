@@ -15,7 +15,7 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from face_attributes.errors import UserError
 from face_attributes.photos.repair import SIGNATURES, repair
@@ -45,6 +45,17 @@ MAX_BYTES = 10**9
 """Maximum size of a file: it is read at once."""
 MAX_MISSING = 0.05
 """Maximum share of a JPEG's rows that may be missing at its end."""
+
+TRANSPOSE_OF_ORIENTATION = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What makes a photo upright, by the orientation in its EXIF."""
 
 MISSING_END = "missing end"
 """Key of an opened photo's `info`."""
@@ -158,7 +169,7 @@ def _decode(content: bytes, max_pixels: int | None, formats: tuple[str, ...]) ->
         except Exception as still:
             raise _undecodable(still) from None
     try:
-        photo = _to_rgb(ImageOps.exif_transpose(image))
+        photo = _to_rgb(_upright(image))
     except MemoryError:
         raise
     except Exception as error:
@@ -190,6 +201,20 @@ def _load(content: bytes, max_pixels: int | None, formats: tuple[str, ...]) -> I
         bytearray(8 * width * height)
         raise
     return image
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turn and mirror a photo as its EXIF or XMP says, of which damaged ones say nothing.
+
+    `ImageOps.exif_transpose` also rewrites the EXIF, which fails for odd values in it.
+    """
+    try:
+        method = TRANSPOSE_OF_ORIENTATION.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except MemoryError:
+        raise
+    except Exception:  # of all kinds, as above
+        method = None
+    return image if method is None else image.transpose(method)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

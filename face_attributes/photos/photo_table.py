@@ -56,7 +56,8 @@ def read_photo_table(table: Path, names: Mapping[str, str]) -> pd.DataFrame:
     Raises:
         UserError: naming the row of an unknown mask, gender or age, of a photo that is missing,
             hidden, repeated or of another format, of a person whose name cannot be that of a
-            folder, or of one whose gender, age or race differs from an earlier row.
+            folder or differs from another one in case only, or of one whose gender, age or race
+            differs from an earlier row.
     """
     in_file = {column: names.get(column, column) for column in [*COLUMNS, *OPTIONAL]}
     required = [name for column, name in in_file.items() if column in {*COLUMNS, *names}]
@@ -68,6 +69,7 @@ def read_photo_table(table: Path, names: Mapping[str, str]) -> pd.DataFrame:
 
     photos, rows_of_paths = list[dict[str, Any]](), dict[str, int]()
     first_photos: dict[str, tuple[int, dict[str, Any]]] = {}
+    spellings = dict[str, str]()
     numbers = Counter[tuple[str, str]]()
     for row, cell in zip(map(int, cells.index), cells.to_dict("records"), strict=True):
         where = f"{table}, row {row}"
@@ -76,6 +78,12 @@ def read_photo_table(table: Path, names: Mapping[str, str]) -> pd.DataFrame:
         if earlier_row != row:
             raise UserError(f"{where}: {cell['path']!r} is already in row {earlier_row}: keep one")
         person, mask = photo["person"], photo["mask"]
+        other = spellings.setdefault(person.casefold(), person)
+        if other != person:
+            raise UserError(
+                f"{where}: {person!r} and {other!r} differ in case only, and some systems cannot "
+                "tell their folders apart: write one person's name always alike, or rename one"
+            )
         first_row, first = first_photos.setdefault(person, (row, photo))
         for field in ("gender", "age", "race"):
             if photo[field] != first[field]:

@@ -49,7 +49,7 @@ def read_people(table: Path) -> pd.DataFrame:
 
     Raises:
         UserError: naming the row of an unknown gender, an invalid age or number of photos, or a
-            repeated path.
+            path that is repeated or "evaluation".
     """
     people = read_text_table(table, ["gender", "age", "path"], ["race", "photos"])
     people = people.assign(path=people["path"].map(normal_form))
@@ -63,6 +63,11 @@ def read_people(table: Path) -> pd.DataFrame:
                 "keep one row per person"
             )
         first_row[path] = row
+        if path == "evaluation":
+            raise UserError(
+                f"{table}, row {row}: a person cannot be called 'evaluation', which stands for the "
+                "evaluation photos in suspects.csv: rename the folder"
+            )
         if gender not in GENDERS:
             raise UserError(
                 f"{table}, row {row}: gender {gender!r} is unknown: write {' or '.join(GENDERS)}"
@@ -248,9 +253,10 @@ def read_answers(table: Path, photos: Iterable[str]) -> pd.DataFrame:
     for row, answer in answers["ans"].items():
         if not CLASS.fullmatch(answer) or int(answer) >= NUM_CLASSES:
             raise UserError(f"{table}, row {row}: ans {answer!r} is not a class from 0 to 17")
-    known = set(photos)
+    known = {normal_form(photo): photo for photo in photos}
+    answers["ImageID"] = [known.get(normal_form(photo), photo) for photo in answers["ImageID"]]
     for row, photo in answers["ImageID"].items():
-        if photo not in known:
+        if normal_form(photo) not in known:
             raise UserError(f"{table}, row {row}: photo {photo!r} is not in info.csv: remove it")
     for row, photo in answers.loc[answers["ImageID"].duplicated(), "ImageID"].items():
         raise UserError(f"{table}, row {row}: photo {photo!r} has an earlier row: keep one")

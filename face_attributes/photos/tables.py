@@ -20,6 +20,9 @@ HOLDOUT = -1
 
 SPACE_AFTER_QUOTE = re.compile(r'"[ \t]+(?=,|[\r\n]|$)')
 
+OTHER_SEPARATOR = re.compile(r"\w[;\t|]\w")
+"""Between the names of columns, as some spreadsheets write them."""
+
 TEXT_COLUMNS = [
     "person", "photo", "path", "rejected", "other_person", "other_photo", "given", "race",
     "ImageID",
@@ -41,7 +44,7 @@ def read_text_table(
 
     Raises:
         UserError: if the file is missing, empty or not a table; if it lacks a column or repeats
-            one; if a row has more cells than the header or an unclosed quote.
+            one; if a row has more cells than the header, an unclosed quote or a null character.
     """
     header: list[str] = []
     rows: dict[int, list[str]] = {}
@@ -51,6 +54,8 @@ def read_text_table(
             # strict: otherwise an unclosed quote would swallow the rows below it.
             reader = csv.reader((SPACE_AFTER_QUOTE.sub('"', text) for text in file), strict=True)
             for cells in reader:
+                if any("\0" in cell for cell in cells):
+                    raise UserError(f"{path}, row {line} has a null character: save it as UTF-8")
                 stripped = [cell.strip() for cell in cells]
                 if not header:
                     header = stripped
@@ -76,7 +81,8 @@ def read_text_table(
         if header.count(column) != 1 and (column in columns or column in header):
             number = "no" if column not in header else "more than one"
             found = readable_name(", ".join(header))
-            raise UserError(f"{path} has {number} column {column!r}; it has {found}")
+            remedy = ": separate columns by commas" if OTHER_SEPARATOR.search(header[0]) else ""
+            raise UserError(f"{path} has {number} column {column!r}; it has {found}{remedy}")
     for line, cells in rows.items():
         if any(cells[len(header) :]):
             raise UserError(

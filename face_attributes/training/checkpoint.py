@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from face_attributes.files import write_whole
+from face_attributes.files import remove_leftovers, write_whole
 from face_attributes.processes import one_at_a_time
 
 
@@ -36,6 +36,7 @@ class Checkpoint:
             StillRunningError: if another process is using it.
         """
         with one_at_a_time(self.path.with_suffix(".lock"), "another training of this fold"):
+            remove_leftovers(self.path)
             yield
 
     def save(self, content: dict[str, Any]) -> None:

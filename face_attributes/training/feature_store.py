@@ -14,7 +14,12 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from face_attributes.files import project_folder, read_checksummed, write_checksummed
+from face_attributes.files import (
+    project_folder,
+    read_checksummed,
+    remove_leftovers,
+    write_checksummed,
+)
 from face_attributes.networks.device import mapped_tensor
 
 STORED_AS = {torch.float32: "<f4", torch.float16: "<f2", torch.bfloat16: "<i2"}
@@ -78,6 +83,7 @@ class FeatureStore:
             print("waiting for another run that is computing features", flush=True)
             lock.acquire()
         try:
+            remove_leftovers(self.folder)
             yield
         finally:
             lock.release()
