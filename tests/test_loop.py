@@ -290,7 +290,7 @@ def test_failed_try_leaves_nothing_behind(
         inputs = dataclasses.replace(inputs, rest=memory.train())
         counts = torch.ones(NUM_CLASSES).long()
         loop.backward_in_micro_batches(
-            run, inputs, normalise(photos.pixels[:9]), targets[:9], counts
+            run, inputs, normalise(photos.pixels[:9]), targets[:9], counts, 9
         )
         gradients = {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
         states.append(gradients | dict(network.named_buffers()))
