@@ -321,9 +321,19 @@ def make_tasks(
             stage.save_deps()
             if _digest(stage) != digest:
                 raise UserError("what train depends on changed while it was read: run again")
-            on_gpus = device != "cpu" and gpus > 0
-            place = (per_fold, threads, on_gpus, times.resolve(), label)
-            tasks.append(Task(stage, digest, inputs, versions, *place))
+            tasks.append(
+                Task(
+                    stage,
+                    digest,
+                    inputs,
+                    versions,
+                    processes=per_fold,
+                    threads=threads,
+                    gpus=device != "cpu" and gpus > 0,
+                    times=times.resolve(),
+                    label=label,
+                )
+            )
     return tasks
 
 

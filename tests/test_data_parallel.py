@@ -303,14 +303,19 @@ def test_torchrun_trains_a_fold_and_goes_on_after_a_kill(fold: Change) -> None:
         pd.testing.assert_frame_equal(one, two, atol=1e-3, rtol=0)
 
     shutil.rmtree("out")
+    checkpoint = Path(".cache/checkpoints/fold0.checkpoint")
     with torchrun(Path("killed.log")) as process:
-        wait_for(lambda: Path(".cache/checkpoints/fold0.checkpoint").exists())
+        wait_for(checkpoint.exists)
         members = psutil.Process(process.pid).children()
         process.kill()
     assert len(members) == 2
     assert all(ends_soon(str(member.pid)) for member in members)
     assert not Path("out").exists()
 
+    shutil.copy(checkpoint, "saved")
+    assert "hardware: set aside as" in run_command(train.main, *STAGE[2:]).output, "another number"
+    pd.testing.assert_frame_equal(pd.read_csv("out/history.csv"), alone[1])
+    shutil.copy("saved", checkpoint)
     with torchrun(Path("resumed.log")):
         pass
     assert re.search("^fold 0 resuming after epoch [12]/3$", Path("resumed.log").read_text(), re.M)
@@ -378,7 +383,9 @@ MEMBER = """
 import sys, time, torch
 from face_attributes.command import user_command
 from face_attributes.errors import UserError
-from face_attributes.training.data_parallel import process_group, rank, sum_over_processes
+from face_attributes.training.data_parallel import (
+    check_agreement, process_group, rank, sum_over_processes,
+)
 
 @user_command
 @process_group()
@@ -387,6 +394,7 @@ def main() -> None:
     if rank() == 1:
         FAULT
     sum_over_processes(torch.ones(1))
+    check_agreement(torch.ones(1), [torch.default_generator])
 
 main()
 """
@@ -397,6 +405,7 @@ main()
     [
         ("raise torch.OutOfMemoryError('CUDA out of memory')", "memory is short .CUDA out of .*"),
         ("raise UserError('no room')", "no room"),
+        ("torch.rand(1)", "the processes that train this fold no longer agree, as if memory .*"),
         (
             "import os; os.kill(os.getpid(), 9)",
             "another process that trains this fold has ended, perhaps because .*",
