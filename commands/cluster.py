@@ -456,8 +456,8 @@ def _check_nodes(tasks: Sequence[Task], ray: Any) -> None:
         if task.processes > 1 or task.gpus:
             raise UserError(
                 f"--per-fold {task.processes}: a fold needs {_count(needed)} of one node of the "
-                f"cluster, and nodes have at most {_count(most)}: lower --per-fold"
-                + ("" if task.gpus else " or OMP_NUM_THREADS")
+                f"cluster, and nodes have at most {_count(most)}: start a larger one, or lower "
+                "--per-fold" + ("" if task.gpus else " or OMP_NUM_THREADS")
             )
         cpus = most["CPU"]
         raise UserError(

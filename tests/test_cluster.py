@@ -333,7 +333,7 @@ def test_what_a_cluster_lacks_is_a_line(project: Project, cluster: Any) -> None:
     with driver(project, cluster, "repro", "--per-fold", "3") as process:
         assert process.communicate()[0].splitlines()[-1] == (
             "error: --per-fold 3: a fold needs 3 CPUs of one node of the cluster, and nodes have "
-            "at most 1 CPUs: lower --per-fold or OMP_NUM_THREADS"
+            "at most 1 CPUs: start a larger one, or lower --per-fold or OMP_NUM_THREADS"
         )
     with driver(project, cluster, "repro", RAY_AUTH_TOKEN="f" * 32) as process:
         assert process.communicate()[0].splitlines()[-1] == (

@@ -392,6 +392,13 @@ def test_single_photo_that_does_not_fit_is_one_line() -> None:
         fit(tiny_network(), quick(), change_inputs=partial(limit_memory, 0, False))
 
 
+def test_share_that_does_not_fit_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one of two processes: the other one would wait for the statistics of BatchNorm."""
+    monkeypatch.setattr(loop, "processes", lambda: 2)
+    with pytest.raises(UserError, match="not hold the 8 photos that each process has of a batch: "):
+        fit(tiny_network(), quick(), change_inputs=partial(limit_memory, 7, False))
+
+
 @pytest.mark.parametrize(("epoch", "hardware"), [(1, CPU), (3, CPU), (3, CPU16)])
 def test_interrupted_run_resumes_to_the_same_weights(epoch: int, hardware: Hardware) -> None:
     """Killed in the phase of the head, and in the last epoch before early stopping can act."""
