@@ -2,11 +2,13 @@
 
 python -m commands.cluster repro
 python -m commands.cluster sweep train.freeze=none,layer3 train.seed=0,1,2
+python -m commands.cluster repro --per-fold 4
 
 `RAY_ADDRESS` says where the cluster is, as HOST:PORT; without it, Ray starts one on this machine.
 The stages before `train` run here. Then workers train the folds that DVC has no results of. Their
 results go into DVC's run cache, where `dvc repro` finds them as if this machine had trained the
 folds. After a failure or a kill, run the same command again: finished folds and epochs are kept.
+`--per-fold` trains each fold on several GPUs of one machine, or in several processes on its CPUs.
 """
 
 import contextlib
@@ -22,7 +24,7 @@ import subprocess
 import tarfile
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -90,15 +92,17 @@ class Task:
 
     `stage` has the hashes of its dependencies, as they were when the task was made; `digest`
     identifies them. `inputs` are references to the files that the stage reads, `versions` those of
-    the packages that it imports.
+    the packages that it imports. `processes` run the stage together, each with a GPU if `gpus`, and
+    with `threads`.
     """
 
     stage: PipelineStage
     digest: str
     inputs: list[Any]
     versions: dict[str, str]
+    processes: int
     threads: int
-    gpus: int
+    gpus: bool
     times: Path
     label: str
     losses: int = 0
@@ -276,13 +280,19 @@ def unfinished(names: Sequence[str]) -> list[str]:
 
 
 def make_tasks(
-    names: Sequence[str], objects: Objects, ray: Any, times: Path = TIMES, label: str = ""
+    names: Sequence[str],
+    objects: Objects,
+    ray: Any,
+    per_fold: int,
+    times: Path = TIMES,
+    label: str = "",
 ) -> list[Task]:
     """Make a task for each fold, of the project in this folder, that is not finished.
 
     Args:
         names: of the folds' stages.
         objects: what earlier calls have put into Ray's object store; added to.
+        per_fold: number of GPUs, or of processes on CPUs, that train a fold together.
         times: folder for the times of the stages.
         label: what messages about these folds start with.
 
@@ -318,9 +328,18 @@ def make_tasks(
             stage.save_deps()
             if _digest(stage) != digest:
                 raise UserError("what train depends on changed while it was read: run again")
-            gpu = int(device != "cpu" and gpus > 0)
             tasks.append(
-                Task(stage, digest, inputs, versions, threads, gpu, times.resolve(), label)
+                Task(
+                    stage,
+                    digest,
+                    inputs,
+                    versions,
+                    processes=per_fold,
+                    threads=threads,
+                    gpus=device != "cpu" and gpus > 0,
+                    times=times.resolve(),
+                    label=label,
+                )
             )
     return tasks
 
@@ -377,7 +396,7 @@ def train_all(tasks: Sequence[Task], ray: Any) -> dict[str, str]:
     Raises:
         UserError: if no node is large enough, a worker has other package versions, or Ctrl-C.
     """
-    _check_cpus(tasks, ray)
+    _check_nodes(tasks, ray)
     running = {_submit(task, ray): task for task in tasks}
     failed = dict[str, str]()
     try:
@@ -433,15 +452,35 @@ def _cancel(streams: Sequence[Any], ray: Any) -> None:
     ray.wait(ended, num_returns=len(ended), timeout=CANCEL_SECONDS)
 
 
-def _check_cpus(tasks: Sequence[Task], ray: Any) -> None:
-    """Check that some node has a CPU per thread; otherwise a fold would wait forever."""
-    cpus = max(int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"])
-    threads = max((task.threads for task in tasks if not task.gpus), default=1)
-    if threads > cpus:
+def _check_nodes(tasks: Sequence[Task], ray: Any) -> None:
+    """Check that some node has the CPUs and GPUs of a fold; otherwise it would wait forever."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    for task in tasks:
+        needed = {kind: number for kind, number in _resources(task).items() if number}
+        if any(all(node.get(kind, 0) >= needed[kind] for kind in needed) for node in nodes):
+            continue
+        most = {kind: max(int(node.get(kind, 0)) for node in nodes) for kind in needed}
+        if task.processes > 1 or task.gpus:
+            raise UserError(
+                f"--per-fold {task.processes}: a fold needs {_count(needed)} of one node of the "
+                f"cluster, and nodes have at most {_count(most)}: start a larger one, or lower "
+                "--per-fold" + ("" if task.gpus else " or OMP_NUM_THREADS")
+            )
+        cpus = most["CPU"]
         raise UserError(
-            f"training uses {threads} threads here, and no node of the cluster has more than "
+            f"training uses {task.threads} threads here, and no node of the cluster has more than "
             f"{cpus} CPUs: set OMP_NUM_THREADS={cpus}, also for `dvc repro`: rounding depends on it"
         )
+
+
+def _count(resources: Mapping[str, int]) -> str:
+    return " and ".join(f"{number} {kind}s" for kind, number in resources.items())
+
+
+def _resources(task: Task) -> dict[str, int]:
+    """The CPUs and GPUs of one node that a fold needs."""
+    threads = 1 if task.gpus else task.threads
+    return {"CPU": threads * task.processes, "GPU": task.processes if task.gpus else 0}
 
 
 def _submit(task: Task, ray: Any) -> Any:
@@ -452,8 +491,8 @@ def _submit(task: Task, ray: Any) -> Any:
         for name, content in read_files(task.checkpoint, saved).items()
     }
     worker = ray.remote(run_stage).options(
-        num_cpus=1 if task.gpus else task.threads,
-        num_gpus=task.gpus,
+        num_cpus=_resources(task)["CPU"],
+        num_gpus=_resources(task)["GPU"],
         num_returns="streaming",
         _generator_backpressure_num_objects=EVENTS_IN_WAITING,
         max_retries=0,
@@ -466,6 +505,7 @@ def _submit(task: Task, ray: Any) -> Any:
         task.versions,
         [*task.inputs, ray.put(checkpoint)],
         ray.get,
+        task.processes,
     )
 
 
@@ -534,11 +574,12 @@ def project_copy() -> Iterator[Path]:
         yield copy
 
 
-def train_experiments(grid: Grid, folder: Path, ray: Any) -> list[str]:
+def train_experiments(grid: Grid, folder: Path, ray: Any, per_fold: int) -> list[str]:
     """Train the folds of all experiments in one queue; return the names of those that failed.
 
     Args:
         folder: of a folder per experiment, for its log and the times of its stages.
+        per_fold: as for `make_tasks`.
     """
     objects, tasks = Objects(), dict[str, Task]()
     needed, failures = dict[str, list[str]](), dict[str, str]()
@@ -552,7 +593,7 @@ def train_experiments(grid: Grid, folder: Path, ray: Any) -> list[str]:
                     apply_overrides("params.yaml", overrides)
                     folds, before = folds_and_what_they_need([TARGET])
                     run_command("dvc", "repro", *before)
-                    made = make_tasks(folds, objects, ray, times, label=f"{name}: ")
+                    made = make_tasks(folds, objects, ray, per_fold, times, label=f"{name}: ")
                 except (UserError, DvcException) as error:
                     failures[name] = " ".join(str(error).split())
                     continue
@@ -574,10 +615,17 @@ def only_driver() -> contextlib.AbstractContextManager[None]:
     return one_at_a_time(LOCKS / "cluster.lock", "python -m commands.cluster in this project")
 
 
+PerFold = Annotated[
+    int,
+    typer.Option(min=1, help="GPUs, or processes on CPUs, that train each fold together"),
+]
+
+
 @app.command()
 @errors_in_one_line
 def repro(
     targets: Annotated[list[str] | None, typer.Argument(help="As of `dvc repro`")] = None,
+    per_fold: PerFold = 1,
 ) -> None:
     """Reproduce the pipeline as `dvc repro` does, with the folds trained on the cluster."""
     wanted = targets or []
@@ -588,7 +636,7 @@ def repro(
             run_dvc("repro", *before)
         if unfinished(folds):
             with connection(ray):
-                failed = train_all(make_tasks(folds, Objects(), ray), ray)
+                failed = train_all(make_tasks(folds, Objects(), ray, per_fold), ray)
             if failed:
                 raise UserError(f"failed: {'; '.join(failed.values())}")
         if changed := unfinished([*before, *folds]):
@@ -606,6 +654,7 @@ def sweep(
         list[str], typer.Argument(metavar="KEY=VALUE,...", help="Values of a parameter to combine")
     ],
     out: Annotated[Path, typer.Option(help="Output folder")] = Path("sweep"),
+    per_fold: PerFold = 1,
 ) -> None:
     """Like `python -m commands.sweep`, with the folds of all experiments trained on the cluster."""
 
@@ -615,7 +664,7 @@ def sweep(
         def train(grid: Grid, folder: Path) -> list[str]:
             before = _project_state()
             with connection(ray):
-                failed = train_experiments(grid, folder, ray)
+                failed = train_experiments(grid, folder, ray, per_fold)
             if _project_state() != before:
                 raise UserError(
                     "the project changed while the cluster trained: undo that, or run the same "

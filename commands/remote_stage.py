@@ -37,6 +37,7 @@ def run_stage(
     versions: Mapping[str, str],
     inputs: Iterable[Any],
     fetch: Callable[[Any], Files],
+    processes: int = 1,
 ) -> Iterator[Event]:
     """Run a stage in a temporary folder, and report what happens until it ends.
 
@@ -48,6 +49,7 @@ def run_stage(
         inputs: references to the stage's code, the files that it reads and its checkpoint, if any.
         fetch: gets the files of a reference. One after the other, so that they need not fit into
             Ray's memory together, which a task's arguments have to.
+        processes: how many run the stage together.
     """
     worker = f"worker {platform.node()}"
     for package, version in versions.items():
@@ -62,7 +64,7 @@ def run_stage(
         with tempfile.TemporaryDirectory(prefix="face-attributes-") as folder:
             for reference in inputs:
                 write_files(Path(folder), fetch(reference))
-            yield from _run(Path(folder), arguments, outputs, environment, worker)
+            yield from _run(Path(folder), arguments, outputs, environment, worker, processes)
     except MemoryError:
         yield "failed", f"{worker}: out of memory"
     except OSError as error:
@@ -104,21 +106,25 @@ def _run(
     outputs: Sequence[str],
     environment: Mapping[str, str],
     worker: str,
+    processes: int,
 ) -> Iterator[Event]:
     log = folder / "output.log"
     with log.open("wb") as written, log.open("rb") as output:
         lines = list[str]()
         saved = _time_saved(folder)
-        process = subprocess.Popen(
-            [sys.executable, *arguments],
-            cwd=folder,
-            env={**os.environ, **environment},
-            stdin=subprocess.DEVNULL,
-            stdout=written,
-            stderr=subprocess.STDOUT,
-        )
+        running = list["subprocess.Popen[bytes]"]()
         try:
-            while process.poll() is None:
+            for variables in _group_variables(folder, processes):
+                process = subprocess.Popen(
+                    [sys.executable, *arguments],
+                    cwd=folder,
+                    env={**os.environ, **environment, **variables},
+                    stdin=subprocess.DEVNULL,
+                    stdout=written,
+                    stderr=subprocess.STDOUT,
+                )
+                running.append(process)
+            while (code := _exit_code(running)) is None:
                 time.sleep(POLL_SECONDS)
                 for line in _new_lines(output):
                     lines.append(line)
@@ -127,23 +133,46 @@ def _run(
                     saved = time_saved
                     yield "saved", _checkpoint(folder)
         finally:  # also if the driver is gone
-            process.kill()
-            process.wait()
+            for process in running:
+                process.kill()
+                process.wait()
         for line in output.read().decode(errors="replace").splitlines():
             lines.append(line)
             yield "line", line
-    if process.returncode == 0:
+    if code == 0:
         yield "done", read_files(folder, outputs)
     elif errors := [line for line in lines if line.startswith("error: ")]:
         yield "failed", f"{worker}: {errors[-1].removeprefix('error: ')}"
-    elif process.returncode < 0:
+    elif code < 0:
         yield (
             "failed",
-            f"{worker}: the system killed the stage (signal {-process.returncode}), probably "
-            "because memory ran out",
+            f"{worker}: the system killed the stage (signal {-code}), probably because memory ran "
+            "out",
         )
     else:
-        yield "failed", f"{worker}: exit code {process.returncode}; its output is above"
+        yield "failed", f"{worker}: exit code {code}; its output is above"
+
+
+def _group_variables(folder: Path, processes: int) -> list[dict[str, str]]:
+    """The environment variables of each process, as `torchrun` sets them; none for one alone.
+
+    Not `torchrun` itself, which would listen on all addresses of the machine.
+    """
+    if processes == 1:
+        return [{}]
+    shared = {
+        "WORLD_SIZE": str(processes),
+        "LOCAL_WORLD_SIZE": str(processes),
+        "PROCESS_GROUP_STORE": f"file://{folder}/process_group",
+    }
+    return [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
+
+
+def _exit_code(running: Sequence["subprocess.Popen[bytes]"]) -> int | None:
+    """None while all processes run or have succeeded; the code of a failed one, a killed first."""
+    codes = [process.poll() for process in running]
+    failed = [code for code in codes if code]
+    return min(failed) if failed else None if None in codes else 0
 
 
 def _new_lines(output: BinaryIO) -> Iterator[str]:

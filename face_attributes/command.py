@@ -18,7 +18,7 @@ import typer
 
 from face_attributes.errors import StillRunningError, UserError, shortage
 from face_attributes.files import is_link_into_cache, remove_leftovers, write_json
-from face_attributes.processes import one_at_a_time
+from face_attributes.processes import one_at_a_time, place_in_group
 
 LOCKS = Path(".cache/locks")
 """A lock file per output of a stage, outside the outputs: DVC hashes and deletes those."""
@@ -50,16 +50,23 @@ REMEDY_OF_DATABASE = (
 )
 
 
-def stage_command(main: Callable[..., None]) -> typer.Typer:
+def stage_command(main: Callable[..., None], in_group: bool = False) -> typer.Typer:
     """Turn the `main` of a stage into a command line.
 
     A user's mistake is one line and exit code 1; anything unexpected keeps its traceback. The
     outputs, which are the argument `out` and those after it, are locked meanwhile. If DVC runs it,
     it writes the time it took to TIMES.
+
+    Args:
+        in_group: whether `main` is for processes that `torchrun` starts together, the first of
+            which writes the outputs.
     """
 
     @functools.wraps(main)
     def stage(*args: object, **options: object) -> None:
+        if in_group and place_in_group()[0] > 0:
+            main(*args, **options)
+            return
         arguments = inspect.signature(main).bind(*args, **options).arguments
         names = list(arguments)
         outputs = names[names.index("out") :] if "out" in names else []
@@ -98,7 +105,7 @@ def locked(output: Path, main: Callable[..., None]) -> Iterator[None]:
     place = output.parent.resolve() / output.name  # not the target of a link into DVC's cache
     project = Path.cwd()
     name = place.relative_to(project if place.is_relative_to(project) else place.anchor)
-    stage = Path(main.__code__.co_filename).stem
+    stage = Path(inspect.unwrap(main).__code__.co_filename).stem
     lock = one_at_a_time(LOCKS / f"{name}.lock", f"{output}: stage {stage} of an earlier run")
     with contextlib.ExitStack() as stack:
         try:

@@ -31,6 +31,11 @@ PR_SET_PDEATHSIG = 1
 POLL_SECONDS = 0.5
 CHUNKS_AHEAD = 4
 """Chunks per core that are computed or waiting: results that are not fetched fill no memory."""
+GROUP_VARIABLES = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"}
+"""Environment variables that `torchrun` sets in the processes that it starts together."""
+GROUP_STORE = "PROCESS_GROUP_STORE"
+"""Environment variable with the URL of a file through which such processes find each other. Without
+it they use the server of `torchrun`, which listens on all of the machine's addresses."""
 PARENT_IS_GONE = "\nstopped: the process that started this one is gone"
 
 _claims = list[FileLock]()
@@ -115,6 +120,16 @@ def _start_worker(initializer: Callable[[], None] | None) -> None:
         initializer()
 
 
+def place_in_group() -> tuple[int, int]:
+    """The place of this process among those that `torchrun` started together, and their number.
+
+    (0, 1) for a process that was started alone.
+    """
+    if not os.environ.keys() >= GROUP_VARIABLES:
+        return 0, 1
+    return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+
+
 @contextlib.contextmanager
 def one_at_a_time(lock: Path, description: str) -> Iterator[None]:
     """Keep other processes out of this block, by a lock on a file that stays.
@@ -181,10 +196,11 @@ def end_with_parent() -> None:
 
     However that one ended: nothing can catch `kill -9`. For a stage that DVC started through a
     shell, it is DVC that counts. It may be gone already, while Python started: then the system has
-    handed this process over to one in another session.
+    handed this process over to one in another session (each process of `torchrun` begins its own).
     """
     starters = _starters()
-    if sys.platform != "win32" and not (starters and _in_this_session(starters[-1].pid)):
+    own = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else os.getpid()
+    if sys.platform != "win32" and not (starters and _in_one_session(own, starters[-1].pid)):
         _end(PARENT_IS_GONE, signal.SIGKILL)
     if sys.platform == "linux":  # at once, even within a long step
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -197,9 +213,9 @@ def end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _in_this_session(pid: int) -> bool:
+def _in_one_session(pid: int, other: int) -> bool:
     try:
-        return os.getsid(pid) == os.getsid(0)
+        return os.getsid(pid) == os.getsid(other)
     except OSError:  # it has just ended; some systems do not tell of other sessions
         return False
 

@@ -7,14 +7,19 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
+from face_attributes.processes import place_in_group
+
 Item = TypeVar("Item")
 
 SECONDS_BETWEEN_LINES = 10.0
 
 
 def progress(items: Iterable[Item], total: int, label: str) -> Iterator[Item]:
-    """Yield `items` and show progress: a bar on a terminal, a line every 10 seconds elsewhere."""
-    if sys.stderr.isatty():
+    """Yield `items` and show progress: a bar on a terminal, a line every 10 seconds elsewhere.
+
+    Of processes that `torchrun` started together, the first shows its own.
+    """
+    if sys.stderr.isatty() and place_in_group()[0] == 0:
         yield from tqdm(items, total=total, desc=label, leave=False)
         return
     last = time.monotonic()

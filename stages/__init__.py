@@ -34,5 +34,5 @@ if sys.argv[0] == "-m":  # while Python looks for the module to run
     end_on_interrupt()
     sys.excepthook = explain_shortage
     warn_of_little_address_space()
-    if "DVC_STAGE" in os.environ:
+    if {"DVC_STAGE", "TORCHELASTIC_RUN_ID"} & os.environ.keys():
         end_with_parent()

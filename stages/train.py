@@ -12,8 +12,12 @@ Writes to the output folder:
 - `history.csv`: losses and scores, one row per epoch
 - `metrics.json`: the best epoch, training and validation scores, number of parameters; training
   photos are scored without the views of `train.prediction.zoom`, which would triple the work
+
+`torchrun --nproc-per-node 2 -m stages.train ...` trains a fold on two GPUs (without GPUs: in two
+processes). The first process writes.
 """
 
+import contextlib
 import time
 from functools import partial
 from pathlib import Path
@@ -41,6 +45,7 @@ from face_attributes.photos.tables import (
 )
 from face_attributes.scoring.temperature import fit_temperature
 from face_attributes.training.checkpoint import Checkpoint
+from face_attributes.training.data_parallel import process_group, processes, rank
 from face_attributes.training.feature_store import open_store
 from face_attributes.training.fingerprint import fingerprint
 from face_attributes.training.inputs import load_photos, prepare_inputs
@@ -112,6 +117,7 @@ def announce(params: Params, fold: Fold, parameters: dict[str, int], hardware: H
         f"train fold {fold.number}: {photos} photos, {len(fold.validation)} held out, "
         f"{params.weights.model} frozen up to {train.freeze}: {parameters['trainable']:,} of "
         f"{parameters['total']:,} parameters train, on {hardware.device} in {hardware.dtype}"
+        + (f", in {processes()} processes" if processes() > 1 else "")
     )
 
 
@@ -134,7 +140,8 @@ def make_metrics(
     }
 
 
-@stage_command
+@partial(stage_command, in_group=True)
+@process_group()
 def main(
     number: Annotated[int, typer.Argument(metavar="FOLD", help="Fold to hold out")],
     crop: Annotated[Path, typer.Argument(help="Folder of the packed crops")],
@@ -146,7 +153,7 @@ def main(
     start = time.perf_counter()
     params = read_params()
     train = params.train
-    hardware = prepare_hardware(train.device, train.precision)
+    hardware = prepare_hardware(train.device, train.precision, rank=rank(), processes=processes())
     table = read_stage_table(folds)
     fold = make_fold(table, number, params, hardware.device)
     photos = load_photos(crop / "train.npy", table["label"].to_numpy(), hardware)
@@ -158,18 +165,20 @@ def main(
     make_inputs = partial(
         prepare_inputs, photos=photos, params=train, hardware=hardware, store=store
     )
-    data = (number, photos.sha256, sha256(folds), params.labels.age_edges)
+    data = (number, photos.sha256, sha256(folds), params.labels.age_edges, processes())
     checkpoint = Checkpoint(
         Path(f".cache/checkpoints/fold{number}.checkpoint"),
         fingerprint((data, train, params.weights.model), network.state_dict(), hardware),
     )
-    with checkpoint.locked():
+    with checkpoint.locked() if rank() == 0 else contextlib.nullcontext():
         report = partial(print, "fold", number, flush=True)
         scaler = hardware.loss_scaler()
         result = fit(network, fold, make_inputs, train, checkpoint, report, scaler)
 
     predicted = result.inputs.predict(fold.validation, train.prediction)
     metrics = make_metrics(result, fold, predicted, parameters)
+    if rank() > 0:
+        return
     probabilities = out_of_fold_table(table, fold, predicted)
     temperature = fit_temperature(
         probabilities[PROBABILITIES].to_numpy(float), probabilities["label"].to_numpy()

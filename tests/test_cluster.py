@@ -330,6 +330,11 @@ def test_what_a_cluster_lacks_is_a_line(project: Project, cluster: Any) -> None:
             "error: training uses 2 threads here, and no node of the cluster has more than 1 CPUs: "
             "set OMP_NUM_THREADS=1, also for `dvc repro`: rounding depends on it"
         )
+    with driver(project, cluster, "repro", "--per-fold", "3") as process:
+        assert process.communicate()[0].splitlines()[-1] == (
+            "error: --per-fold 3: a fold needs 3 CPUs of one node of the cluster, and nodes have "
+            "at most 1 CPUs: start a larger one, or lower --per-fold or OMP_NUM_THREADS"
+        )
     with driver(project, cluster, "repro", RAY_AUTH_TOKEN="f" * 32) as process:
         assert process.communicate()[0].splitlines()[-1] == (
             f"error: RAY_ADDRESS: the cluster at {cluster.address} does not accept this token: set "
@@ -383,4 +388,17 @@ def test_without_an_address_ray_starts_on_this_machine_and_listens_to_it_alone(
     assert process.returncode == 0, output
     assert addresses == {"127.0.0.1"}
     assert "Stage 'train@0' is cached - skipping run" in output
+    project.restore()
+
+
+@pytest.mark.slow
+def test_two_processes_train_a_fold_together(project: Project) -> None:
+    project.set(train={"freeze": "layer3", "seed": 9, "precision": "fp32"})
+    output = project.python("commands.cluster", "repro", "train@0", "--per-fold", "2")
+    assert output.count("parameters train, on cpu in torch.float32, in 2 processes\n") == 1, output
+    assert "Stage 'train@0' is cached - skipping run" in output
+    predicted = project.folder / "data/train/fold0/out_of_fold.csv"
+    together = pd.read_csv(predicted)
+    project.run("dvc", "repro", "--force", "--no-run-cache", "--single-item", "train@0")
+    pd.testing.assert_frame_equal(pd.read_csv(predicted), together, atol=0.01, rtol=0)
     project.restore()

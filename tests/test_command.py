@@ -14,7 +14,7 @@ import psutil
 import pytest
 from typer.testing import CliRunner
 
-from face_attributes.command import TIMES, TIMES_VARIABLE, stage_command, user_command
+from face_attributes.command import LOCKS, TIMES, TIMES_VARIABLE, stage_command, user_command
 from face_attributes.errors import UserError
 from face_attributes.files import write_json, write_whole
 from face_attributes.progress import progress
@@ -53,6 +53,28 @@ def test_a_stage_run_by_dvc_records_its_time(
     monkeypatch.setenv("DVC_STAGE", "train@3")
     assert CliRunner().invoke(main).exit_code == 0
     assert json.loads((TIMES / "train@3.json").read_text())["seconds"] >= 0.2
+
+
+def test_of_processes_that_torchrun_starts_the_first_locks_and_records(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a stage that is made for that; in others the lock stops the second."""
+
+    def main(out: Path) -> None:
+        print("ran")
+
+    monkeypatch.chdir(tmp_path)
+    group = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    for name, value in {"DVC_STAGE": "train@3", **group}.items():
+        monkeypatch.setenv(name, value)
+    assert CliRunner().invoke(stage_command(main, in_group=True), ["out"]).output == "ran\n"
+    assert os.listdir(tmp_path) == []
+    monkeypatch.setenv("RANK", "0")
+    for in_group in (True, False):
+        assert CliRunner().invoke(stage_command(main, in_group), ["out"]).exit_code == 0
+        assert (TIMES / "train@3.json").exists()
+        assert (LOCKS / "out.lock").exists()
+        shutil.rmtree(".cache")
 
 
 def test_a_time_that_cannot_be_written_is_a_warning(

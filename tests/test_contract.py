@@ -254,10 +254,10 @@ def test_no_parameter_has_a_name_that_the_run_cache_ignores() -> None:
 
 LAYERS = {
     "errors": set[str](),
-    "progress": set[str](),
     "files": set[str](),
     "params": {"errors"},
     "processes": {"errors", "files"},
+    "progress": {"processes"},
     "command": {"errors", "files", "processes"},
     "revisions": {"errors"},
     "photos": {"errors", "files", "progress"},

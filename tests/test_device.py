@@ -179,6 +179,23 @@ def test_one_of_several_gpus_is_claimed_and_named(
     assert len(list((tmp_path / ".cache/locks").glob("gpu-uuid1-*.lock"))) == 2
 
 
+def test_processes_that_train_together_have_a_gpu_each(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    pretend_gpus(monkeypatch, (7, 0), (8, 6), (8, 6))
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda gpu: SimpleNamespace(uuid=f"uuid{gpu}")
+    )
+    for rank, gpu in ((0, 1), (1, 2), (0, 1)):  # whatever others have claimed
+        hardware = prepare_hardware("auto", "fp32", rank=rank, processes=2)
+        assert hardware.device == torch.device("cuda", gpu)
+    assert prepare_hardware("cpu", "fp32", rank=2, processes=3) == CPU
+    with pytest.raises(UserError, match="3 processes are to train on a GPU each, and 2 can be use"):
+        prepare_hardware("auto", "fp32", rank=0, processes=3)
+
+
 @pytest.mark.parametrize(
     ("error", "expected"),
     [

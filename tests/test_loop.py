@@ -290,7 +290,7 @@ def test_failed_try_leaves_nothing_behind(
         inputs = dataclasses.replace(inputs, rest=memory.train())
         counts = torch.ones(NUM_CLASSES).long()
         loop.backward_in_micro_batches(
-            run, inputs, normalise(photos.pixels[:9]), targets[:9], counts
+            run, inputs, normalise(photos.pixels[:9]), targets[:9], counts, 9
         )
         gradients = {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
         states.append(gradients | dict(network.named_buffers()))
@@ -390,6 +390,13 @@ def test_gradients_that_overflow_at_any_scale_stop_the_run() -> None:
 def test_single_photo_that_does_not_fit_is_one_line() -> None:
     with pytest.raises(UserError, match=r"does not hold a single photo: lower crop\.side"):
         fit(tiny_network(), quick(), change_inputs=partial(limit_memory, 0, False))
+
+
+def test_share_that_does_not_fit_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one of two processes: the other one would wait for the statistics of BatchNorm."""
+    monkeypatch.setattr(loop, "processes", lambda: 2)
+    with pytest.raises(UserError, match="not hold the 8 photos that each process has of a batch: "):
+        fit(tiny_network(), quick(), change_inputs=partial(limit_memory, 7, False))
 
 
 @pytest.mark.parametrize(("epoch", "hardware"), [(1, CPU), (3, CPU), (3, CPU16)])

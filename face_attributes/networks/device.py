@@ -114,7 +114,13 @@ def mapped_tensor(mapped: NDArray[Any]) -> Tensor:
         return torch.from_numpy(mapped)
 
 
-def prepare_hardware(device: Device, precision: Precision, key: str = "train.device") -> Hardware:
+def prepare_hardware(
+    device: Device,
+    precision: Precision,
+    key: str = "train.device",
+    rank: int = 0,
+    processes: int = 1,
+) -> Hardware:
     """Choose the device and the precision, and set up this process to use them.
 
     Afterwards the same seed gives the same numbers on the same machine, except for operations that
@@ -126,12 +132,22 @@ def prepare_hardware(device: Device, precision: Precision, key: str = "train.dev
         precision: "auto" is bfloat16 if the hardware supports it, else float16 on a GPU with tensor
             cores, else float32.
         key: parameter or option that `device` comes from, for the error.
+        rank, processes: of this process among several, each of which uses the GPU of its place.
 
     Raises:
-        UserError: if `device` is "cuda" and there is no GPU that can be used.
+        UserError: if `device` is "cuda" and there is no GPU that can be used, or there are fewer
+            GPUs than processes.
     """
     gpus = choose_gpus(device, key)
-    hardware = make_hardware(_claim(gpus) if len(gpus) > 1 else next(iter(gpus), None), precision)
+    several = len(gpus) > 1
+    if gpus and processes > len(gpus):
+        raise UserError(
+            f"{processes} processes are to train on a GPU each, and {len(gpus)} can be used here: "
+            f"start {len(gpus)}, or set {key}: cpu"
+        )
+    if processes > 1:
+        gpus = gpus[rank : rank + 1]
+    hardware = make_hardware(_claim(gpus) if several else next(iter(gpus), None), precision)
     if hardware.device.type == "cuda":
         torch.cuda.set_device(hardware.device)
     _be_deterministic()
@@ -255,17 +271,18 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     )
 
 
-def does_not_fit(error: RuntimeError) -> RuntimeError | UserError:
-    """The error to raise if a single photo fails with one that `is_out_of_memory`.
+def does_not_fit(
+    error: RuntimeError,
+    photos: str = "a single photo",
+    remedy: str = "lower crop.side, choose a smaller weights.model or set train.device: cpu",
+) -> RuntimeError | UserError:
+    """The error to raise if so few photos fail with one that `is_out_of_memory`.
 
     cuDNN's errors may have another cause, and stay as they are.
     """
     if not isinstance(error, torch.OutOfMemoryError):
         return error
-    return UserError(
-        "the GPU's memory does not hold a single photo: lower crop.side, choose a smaller "
-        "weights.model or set train.device: cpu"
-    )
+    return UserError(f"the GPU's memory does not hold {photos}: {remedy}")
 
 
 def in_halves(

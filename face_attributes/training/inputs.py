@@ -21,8 +21,10 @@ from face_attributes.photos.labels import NUM_CLASSES
 from face_attributes.photos.packed import PackedPixels, prefetch, read_packed
 from face_attributes.progress import progress
 from face_attributes.training.augmentation import augment
+from face_attributes.training.data_parallel import gather_shares, own_share
 from face_attributes.training.feature_store import FeatureStore
 from face_attributes.training.fingerprint import fingerprint
+from face_attributes.training.whole_batch_norm import whole_batch_norm
 
 CHUNK = {"cpu": 128, "cuda": 512}
 """Number of photos per batch of features or predictions, on each kind of device."""
@@ -109,8 +111,11 @@ class Inputs:
             yield features.movedim(-1, 1)
 
     def forward(self, batch: Tensor) -> Tensor:
-        """Compute the logits (B x 18 or more, float32) of a batch from `training_batches`."""
-        with self.hardware.forward_pass():
+        """Compute the logits (B x 18 or more, float32) of a batch from `training_batches`.
+
+        Or of this process's share of it.
+        """
+        with self.hardware.forward_pass(), whole_batch_norm():
             if self.prefix is not None and self.augmented_features is None:
                 with torch.no_grad():
                     batch = self.prefix(batch)
@@ -119,7 +124,10 @@ class Inputs:
 
     @torch.no_grad()
     def predict(self, rows: Tensor, views: PredictionParams) -> Tensor:
-        """Return the log of each photo's mean probabilities over its views (R x 18, on the CPU)."""
+        """Return the log of each photo's mean probabilities over its views (R x 18, on the CPU).
+
+        Each process predicts its share, and all get all predictions.
+        """
         self.rest.eval()
         make_inputs: Callable[[Tensor, PredictionParams], Iterator[Tensor]]
         data, make_inputs = self.photos.pixels, self._render
@@ -132,9 +140,11 @@ class Inputs:
             return (average_views(logits, count_views(views)),)
 
         chunks = [torch.empty(0, NUM_CLASSES, device=self.hardware.device)]
-        for batch in self.hardware.fetch(data, rows.split(CHUNK[self.hardware.device.type])):
+        batches = own_share(rows).split(CHUNK[self.hardware.device.type])
+        for batch in self.hardware.fetch(data, batches):
             chunks += in_halves(predict_batch, batch)
-        return torch.cat(chunks).cpu()  # one copy at the end: each waits for the GPU
+        predicted = gather_shares(torch.cat(chunks), len(rows))
+        return predicted.cpu()  # one copy at the end: each waits for the GPU
 
     def _render(self, pixels: Tensor, views: PredictionParams) -> Iterator[Tensor]:
         """Yield each view of photos (B x S x S x 3), as inputs of the rest of the network."""

@@ -36,9 +36,20 @@ from face_attributes.progress import progress
 from face_attributes.scoring.metrics import accuracy, confusion, macro_f1
 from face_attributes.training.augmentation import mix
 from face_attributes.training.checkpoint import Checkpoint
+from face_attributes.training.data_parallel import (
+    check_agreement,
+    first_process_first,
+    own_random_numbers,
+    own_share,
+    processes,
+    rank,
+    sum_gradients,
+    sum_over_processes,
+)
 from face_attributes.training.imbalance import (
     class_counts,
     draw_batches,
+    drawn_per_class,
     photo_losses,
     steps_per_epoch,
 )
@@ -145,7 +156,8 @@ def fit(
 ) -> FitResult:
     """Train `network` in place for `epochs`, or until `patience` epochs bring no improvement.
 
-    If there is a checkpoint, resume from it and reach the same result.
+    If there is a checkpoint, resume from it and reach the same result. Of several processes, the
+    first writes checkpoints, and all reach the same result.
 
     Args:
         network: already moved to the device, channels_last.
@@ -155,10 +167,12 @@ def fit(
 
     Raises:
         UserError: if the network has no part named `params.freeze`, a loss or gradient is not
-            finite, or a single photo does not fit into the GPU's memory.
+            finite, or a single photo (of several processes: a share of a batch) does not fit into
+            the GPU's memory.
     """
     run = start_run(network, fold, params, scaler)
-    saved = checkpoint.load(fold.targets.device)
+    with first_process_first():
+        saved = checkpoint.load(fold.targets.device)
     if saved is not None:
         run.load_state_dict(saved)
         report(f"resuming after epoch {len(run.history)}/{params.epochs}")
@@ -171,7 +185,8 @@ def fit(
             point = freeze_point(network, params, epoch)
             freeze(network, point)
             del inputs  # free the old features first: the new ones may need the same GPU memory
-            inputs = make_inputs(network)
+            with first_process_first():
+                inputs = make_inputs(network)
         start, processor_start = time.perf_counter(), time.process_time()
         train_loss = train_epoch(run, inputs, fold, params)
         run.last_state = run.snapshot()
@@ -191,21 +206,23 @@ def fit(
         )
         if scores["loss"] < run.best_loss:
             run.best_loss, run.best_epoch, run.best_state = scores["loss"], epoch, state
-        checkpoint.save(run.state_dict())
+        if rank() == 0:
+            checkpoint.save(run.state_dict())
         seconds = time.perf_counter() - start
         report(
             f"epoch {epoch + 1}/{params.epochs}: loss {train_loss:.3f}, validation loss "
             f"{scores['loss']:.3f}, macro F1 {scores['macro_f1']:.3f}, {seconds:.1f} s"
             + (" (best)" if run.best_epoch == epoch else "")
         )
-        if fold.targets.is_cpu and not crowded:
+        if fold.targets.is_cpu and processes() == 1 and not crowded:
             processor_seconds = time.process_time() - processor_start
             if crowded := crowding(seconds, processor_seconds, torch.get_num_threads()):
                 report(crowded)
     checkpoint.wait()
     network.load_state_dict(run.best_state, strict=False)
     if inputs is None:  # the checkpoint was that of the last epoch
-        inputs = make_inputs(network)
+        with first_process_first():
+            inputs = make_inputs(network)
     return FitResult(inputs, run.best_epoch, run.history)
 
 
@@ -232,12 +249,23 @@ def crowding(seconds: float, processor_seconds: float, threads: int) -> str:
 def start_run(
     network: nn.Module, fold: Fold, params: TrainParams, scaler: torch.amp.GradScaler
 ) -> TrainingRun:
-    """Seed the generators, freeze the network, and make its optimizer and schedule."""
+    """Seed the generators, freeze the network, and make its optimizer and schedule.
+
+    Raises:
+        UserError: if a batch has fewer photos than there are processes.
+    """
     seed = params.seed + fold.number
     torch.manual_seed(seed)  # dropout, stochastic depth and mixup draw from the global generator
     freeze(network, params.freeze)
     counts = class_counts(main_class(fold.targets[fold.training]))
-    steps = steps_per_epoch(counts, params.batch_size, params.imbalance) * params.epochs
+    batches = steps_per_epoch(counts, params.batch_size, params.imbalance)
+    smallest = int(drawn_per_class(counts, params.imbalance).sum()) // batches
+    if smallest < processes():
+        raise UserError(
+            f"{processes()} processes cannot share a batch of {smallest}: start fewer, or raise "
+            f"train.batch_size (is {params.batch_size})"
+        )
+    steps = batches * params.epochs
     optimizer = make_optimizer(network, params)
     scheduler = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: learning_rate_factor(step, steps, params.optimizer.warmup)
@@ -279,6 +307,7 @@ def train_epoch(run: TrainingRun, inputs: Inputs, fold: Fold, params: TrainParam
     mix_photos = partial(mix, mixup=params.augmentation.mixup)
     losses, norms = torch.zeros(2, len(batches), device=labels.device)
     skipped = torch.zeros(len(batches), dtype=torch.bool)
+    first_step = len(run.history) * len(batches) + 1
     label = f"epoch {len(run.history) + 1}/{params.epochs}: batches"
     rows = [fold.training[batch] for batch in batches]
     loaded = progress(inputs.training_batches(rows, run.generator), len(batches), label)
@@ -286,7 +315,11 @@ def train_epoch(run: TrainingRun, inputs: Inputs, fold: Fold, params: TrainParam
         images, shares = in_halves(
             mix_photos, images, targets[batch], generators=[torch.default_generator]
         )
-        losses[step] = backward_in_micro_batches(run, inputs, images, shares, counts)
+        with own_random_numbers(images.device, first_step + step):
+            losses[step] = backward_in_micro_batches(
+                run, inputs, own_share(images), own_share(shares), counts, len(batch)
+            )
+        sum_gradients(run.network)
         run.scaler.unscale_(run.optimizer)
         norms[step] = get_total_norm(gradients(run.network))
         skipped[step] = not take_step(run)
@@ -294,7 +327,9 @@ def train_epoch(run: TrainingRun, inputs: Inputs, fold: Fold, params: TrainParam
             update_average(list(run.average.values()), [weights[n] for n in run.average], 0)
     if run.scaler.get_scale() >= 1:  # else no scale keeps the gradients in the range of float16
         norms[skipped] = 0
-    check_finite({"loss": losses, "gradient": norms}, len(run.history) * len(batches) + 1, params)
+    sum_over_processes(losses)
+    check_finite({"loss": losses, "gradient": norms}, first_step, params)
+    check_agreement(norms, run.generators())
     return float(losses.mean())
 
 
@@ -322,25 +357,31 @@ def gradients(network: nn.Module) -> list[Tensor]:
 
 
 def backward_in_micro_batches(
-    run: TrainingRun, inputs: Inputs, images: Tensor, targets: Tensor, counts: Tensor
+    run: TrainingRun,
+    inputs: Inputs,
+    images: Tensor,
+    targets: Tensor,
+    counts: Tensor,
+    batch_size: int,
 ) -> Tensor:
     """Accumulate the gradients of a batch's mean loss, in micro-batches that fit into memory.
 
     On out-of-memory, retry at half the size and keep that size, with BatchNorm's running statistics
     and the random generators as before the failed try. The gradients equal those of the whole batch
     up to rounding, except that a trainable BatchNorm normalises each micro-batch by its own
-    statistics.
+    statistics. One of several processes does not retry: the others would wait for its statistics.
 
     Args:
-        images: from `Inputs.training_batches` (B x ...).
+        images: from `Inputs.training_batches`, this process's share of a batch (B x ...).
         targets: shares of the classes and, with `heads: ages`, of the years (B x 18 or more).
         counts: number of training photos per class (18).
+        batch_size: photos of the whole batch.
 
     Returns:
-        The loss over classes.
+        The loss over classes; of a share, its part of it.
 
     Raises:
-        UserError: if a single photo does not fit.
+        UserError: if a single photo does not fit, or the share of one of several processes.
     """
     undo_forward_passes = remember_state(run.network, images.device)
     while True:
@@ -349,13 +390,17 @@ def backward_in_micro_batches(
         try:
             return torch.stack(
                 [
-                    backward_micro_batch(inputs, *chunk, counts, len(images), run.scaler)
+                    backward_micro_batch(inputs, *chunk, counts, batch_size, run.scaler)
                     for chunk in chunks
                 ]
             ).sum()
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
+            if processes() > 1:
+                share = f"the {len(images)} photos that each process has of a batch"
+                remedy = "start more processes, or lower train.batch_size or crop.side"
+                raise does_not_fit(error, share, remedy) from None
             if run.micro_batch == 1:
                 raise does_not_fit(error) from None
         # After the except block, because its traceback keeps the failed graph alive.
