@@ -403,7 +403,7 @@ main()
 @pytest.mark.parametrize(
     ("fault", "reason"),
     [
-        ("raise torch.OutOfMemoryError('CUDA out of memory')", "memory is short .CUDA out of .*"),
+        ("raise torch.OutOfMemoryError('CUDA out of memory')", "out of memory .CUDA out of .*"),
         ("raise UserError('no room')", "no room"),
         ("torch.rand(1)", "the processes that train this fold no longer agree, as if memory .*"),
         (
