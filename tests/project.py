@@ -145,7 +145,9 @@ def ends_soon(pid: str) -> bool:
     """Whether a process is gone within two seconds, or a zombie that nobody has waited for."""
     for _ in range(40):
         try:
-            if Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z":
+            state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+            # Its other threads may end after the first one, and hold its locks until then.
+            if state == "Z" and len(os.listdir(f"/proc/{pid}/task")) == 1:
                 return True
         except FileNotFoundError:
             return True
