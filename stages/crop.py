@@ -12,7 +12,7 @@ Writes to the output folder:
 - `metrics.json`: detection rates and numbers of boxes by way, also per mask state
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
@@ -37,13 +37,16 @@ from face_attributes.photos.opening import (
     open_photo,
     unreadable_explained,
 )
-from face_attributes.photos.packed import Pixels, read_packed, write_packed
+from face_attributes.photos.packed import Pixels, packed_writer, read_packed
 from face_attributes.photos.tables import read_stage_table
 from face_attributes.processes import map_on_all_cores
 from face_attributes.progress import progress
 
+CHUNK = 16
+"""Photos that a worker takes at a time."""
 
-class LargestFaces(NamedTuple):
+
+class Faces(NamedTuple):
     """The largest face of each photo: relative boxes (N x 4, NaN: none), confidences and turns."""
 
     boxes: Boxes
@@ -51,41 +54,41 @@ class LargestFaces(NamedTuple):
     turns: list[int]
 
 
-def find_all(name: str, paths: Sequence[str], params: CropParams) -> LargestFaces:
-    """Detect the largest face of each photo, on all cores."""
-    find = partial(_find_largest, params=params)
-    results = map_on_all_cores(
-        find, paths, chunksize=16, initializer=use_one_thread, remedy=LOWER_MAX_PIXELS
-    )
-    faces = list(progress(results, len(paths), f"crop: photos searched, {name}"))
-    return LargestFaces(
-        np.array([box for box, _, _ in faces]).reshape(-1, 4),
-        np.array([confidence for _, confidence, _ in faces]),
-        [turn for _, _, turn in faces],
-    )
-
-
-def _find_largest(path: str, params: CropParams) -> tuple[Boxes, float, int]:
-    with unreadable_explained(Path(path)):
-        boxes, confidences, turn = find_faces(_open_clean(path), params)
-    return (boxes[0], float(confidences[0]), turn) if len(boxes) else (np.full(4, np.nan), 0.0, 0)
-
-
 def crop_set(
     name: str,
     photos: pd.DataFrame,
-    faces: LargestFaces,
-    overall_median: Boxes | None,
+    training: Faces | None,
     params: CropParams,
     out: Path,
-) -> pd.DataFrame:
-    """Crop a set of photos, write `NAME.npy` and `NAME.csv` to `out`, return the table of boxes.
+) -> tuple[Faces, pd.DataFrame]:
+    """Crop a set of photos, write `NAME.npy` and `NAME.csv` to `out`; return faces and boxes.
+
+    A photo is decoded once, unless it shows no face: its box is known when all others are.
 
     Args:
         photos: photo, path, and person ("" if unknown).
-        overall_median: median box of the training photos, or None if no face was detected.
+        training: faces whose median replaces the missing ones; None: those of this set.
+
+    Returns:
+        The detected faces, and the table of boxes.
     """
-    boxes, ways = fill_boxes(faces.boxes, faces.turns, photos["person"].to_list(), overall_median)
+    paths = photos["path"].to_list()
+    with packed_writer(out / f"{name}.npy", len(photos), params.side) as write:
+        faces = find_and_cut(name, paths, params, write)
+        boxes, ways = fill_boxes(
+            faces.boxes, faces.turns, photos["person"].to_list(), overall_median(training or faces)
+        )
+        missing = np.flatnonzero(np.isnan(faces.boxes).any(axis=1)).tolist()
+        crops = map_on_all_cores(
+            partial(_cut, params=params),
+            [paths[row] for row in missing],
+            boxes[missing],
+            chunksize=CHUNK,
+            remedy=LOWER_MAX_PIXELS,
+        )
+        crops = progress(crops, len(missing), f"crop: photos without a face, {name}")
+        for row, crop in zip(missing, crops, strict=True):
+            write(row, crop)
     table = pd.concat(
         [
             photos[["person", "photo"]].reset_index(drop=True),
@@ -94,24 +97,47 @@ def crop_set(
         ],
         axis=1,
     )
-    crops = cut_all(name, photos["path"].to_list(), boxes, faces.turns, params)
-    write_packed(out / f"{name}.npy", crops, len(photos), params.side)
     write_table(out / f"{name}.csv", table, float_format="%.5f")
-    return table
+    return faces, table
 
 
-def cut_all(
-    name: str, paths: Sequence[str], boxes: Boxes, turns: Sequence[int], params: CropParams
-) -> Iterator[Pixels]:
-    """Yield the crop of each photo (side x side x 3, uint8) in order, cut on all cores."""
-    cut_file = partial(_cut_file, params=params)
-    crops = map_on_all_cores(cut_file, paths, boxes, turns, chunksize=16, remedy=LOWER_MAX_PIXELS)
-    yield from progress(crops, len(paths), f"crop: photos cropped, {name}")
+def find_and_cut(
+    name: str, paths: Sequence[str], params: CropParams, write: Callable[[int, Pixels], None]
+) -> Faces:
+    """Detect the largest face of each photo, and write its crop, on all cores."""
+    results = map_on_all_cores(
+        partial(_find_and_cut, params=params),
+        paths,
+        chunksize=CHUNK,
+        initializer=use_one_thread,
+        remedy=LOWER_MAX_PIXELS,
+    )
+    faces = Faces(np.full((len(paths), 4), np.nan), np.zeros(len(paths)), [0] * len(paths))
+    for row, found in enumerate(progress(results, len(paths), f"crop: photos searched, {name}")):
+        if found is not None:
+            faces.boxes[row], faces.confidences[row], faces.turns[row], crop = found
+            write(row, crop)
+    return faces
 
 
-def _cut_file(path: str, box: Boxes, turn: int, params: CropParams) -> Pixels:
+def overall_median(faces: Faces) -> Boxes | None:
+    """Return the median box of a set, or None if no face was detected."""
+    return median_box(faces.boxes, faces.turns)
+
+
+def _find_and_cut(path: str, params: CropParams) -> tuple[Boxes, float, int, Pixels] | None:
+    """Return the box, confidence, turn and crop of the largest face in a photo, if any."""
     with unreadable_explained(Path(path)):
-        return cut(_open_clean(path), box, turn, params)
+        photo = _open_clean(path)
+        boxes, confidences, turn = find_faces(photo, params)
+        if not len(boxes):
+            return None
+        return boxes[0], float(confidences[0]), turn, cut(photo, boxes[0], turn, params)
+
+
+def _cut(path: str, box: Boxes, params: CropParams) -> Pixels:
+    with unreadable_explained(Path(path)):
+        return cut(_open_clean(path), box, 0, params)
 
 
 def _open_clean(path: str) -> Image.Image:
@@ -152,14 +178,10 @@ def main(clean: Path, detectors: Path, out: Path) -> None:
     if params.crop.detector == "yunet":
         refuse_outside(Path(params.crop.yunet_model), detectors, "crop.yunet_model")
     load_detector(params.crop.detector, params.crop.yunet_model)  # before the pools fork
-    faces = find_all("train", photos["path"].to_list(), params.crop)
-    evaluation_faces = find_all("evaluation", evaluation["path"].to_list(), params.crop)
-    median = median_box(faces.boxes, faces.turns)
-    boxes = crop_set("train", photos, faces, median, params.crop, out)
-    evaluation_boxes = crop_set(
-        "evaluation", evaluation, evaluation_faces, median, params.crop, out
-    )
+    faces, boxes = crop_set("train", photos, None, params.crop, out)
+    _, evaluation_boxes = crop_set("evaluation", evaluation, faces, params.crop, out)
 
+    median = overall_median(faces)
     write_json(out / "fallback.json", {"box": None if median is None else median.tolist()})
     with write_whole(out / "contact_sheet.png") as file:
         sheet = draw_contact_sheet(boxes, photos["mask"], read_packed(out / "train.npy"))
