@@ -14,10 +14,8 @@ import hashlib
 import io
 import logging
 import os
-import secrets
 import shlex
 import shutil
-import socket
 import subprocess
 import tarfile
 import tempfile
@@ -37,7 +35,7 @@ from dvc_data.hashfile.hash_info import HashInfo
 from dvc_data.hashfile.meta import Meta
 
 from commands import remote_stage
-from commands.remote_stage import Files, package_version, read_files, run_stage
+from commands.remote_stage import run_stage
 from commands.sweep import TARGET, Grid, run_command, run_sweep, uncommitted_state
 from face_attributes.command import LOCKS, TIMES, errors_in_one_line
 from face_attributes.errors import UserError
@@ -45,10 +43,21 @@ from face_attributes.files import write_whole
 from face_attributes.params import read_params
 from face_attributes.processes import one_at_a_time
 from face_attributes.progress import progress
+from face_attributes.ray_cluster import (
+    CODE,
+    CROP_VARIABLE,
+    MOST_LOSSES,
+    Files,
+    connection,
+    import_ray,
+    list_files,
+    loss_reason,
+    package_version,
+    read_files,
+)
 
 TRAIN = "train"
 """The stage that runs on the cluster, once per fold."""
-CODE = ("stages", "face_attributes")
 NOT_DATA = (*CODE, "params.yaml")
 """The first parts of paths that are sent to every worker; the other dependencies are data."""
 PACKAGES = (
@@ -60,16 +69,10 @@ CHECKPOINTS = Path(".cache/cluster")
 """A folder for each unfinished fold, with its last checkpoint."""
 ABANDONED = 30 * 24 * 3600
 """Seconds after which a checkpoint counts as that of an abandoned run."""
-MOST_LOSSES = 5
-"""Workers that a fold may lose before it counts as failed."""
 
 EVENTS_IN_WAITING = 2
 """Unread events after which a worker waits, so that checkpoints do not pile up."""
 CANCEL_SECONDS = 5.0
-PROBE_SECONDS = 2.0
-HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
-"""The first bytes from a gRPC client, with empty settings; a server answers with its settings."""
-HTTP2_SETTINGS = 4
 
 Objects = dict[str, Any]
 """Ray's references to Files, by the hash of their content: each is sent once to a node."""
@@ -103,105 +106,6 @@ class Task:
     @property
     def checkpoint(self) -> Path:
         return CHECKPOINTS / self.digest
-
-
-def import_ray() -> Any:
-    """Import Ray with token authentication and without usage statistics.
-
-    A cluster that Ray then starts on this machine listens on 127.0.0.1 only. Variables that are set
-    already have precedence.
-
-    Raises:
-        UserError: if Ray is not installed, or no cluster answers at RAY_ADDRESS.
-    """
-    address = os.environ.get("RAY_ADDRESS", "")
-    settings = {"RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"}
-    if not address:
-        # Despite its name it works on every system: with 0, Ray listens on 127.0.0.1 only.
-        settings["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
-        if "RAY_AUTH_TOKEN_PATH" not in os.environ:
-            settings["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-    for name, value in settings.items():
-        os.environ.setdefault(name, value)
-    try:
-        import ray
-    except ImportError:
-        raise UserError("Ray is not installed: pip install -r requirements-cluster.txt") from None
-    if address:
-        _probe(address)
-    # Workers do not have this module.
-    ray.cloudpickle.register_pickle_by_value(remote_stage)  # type: ignore[no-untyped-call]
-    return ray
-
-
-def _probe(address: str) -> None:
-    """Check within seconds that a gRPC server answers; Ray alone would wait for 80 seconds.
-
-    Raises:
-        UserError: if none answers.
-    """
-    from ray._private.services import canonicalize_bootstrap_address
-
-    try:
-        # Ray replaces 127.0.0.1 by this machine's network address, unless it is local only.
-        used = str(canonicalize_bootstrap_address(address))
-    except (ValueError, ConnectionError):
-        used = ""
-    host, _, port = used.rpartition(":")
-    if "/" in host or not port.isdecimal():
-        raise UserError(
-            f"RAY_ADDRESS: write HOST:PORT of a cluster with this machine as a node (is {address})"
-        )
-    answer = b""
-    with (
-        contextlib.suppress(OSError, OverflowError),
-        socket.create_connection((host, int(port)), PROBE_SECONDS) as connected,
-    ):
-        connected.sendall(HTTP2_PREFACE)
-        answer = connected.recv(9)
-    if answer[3:4] != bytes([HTTP2_SETTINGS]):
-        raise UserError(
-            f"RAY_ADDRESS: no Ray cluster answers at {used}: start one with `ray start --head`, or "
-            "unset RAY_ADDRESS to use this machine alone"
-        )
-
-
-@contextlib.contextmanager
-def connection(ray: Any) -> Iterator[None]:
-    """Connect to the cluster at RAY_ADDRESS, or start one on this machine.
-
-    Raises:
-        UserError: if the cluster has another token or another version of Ray.
-    """
-    address = os.environ.get("RAY_ADDRESS", "")
-    try:
-        if address:
-            # This fails at once on a wrong token; ray.init would retry for 20 seconds.
-            ray._raylet.GcsClient(ray._private.services.canonicalize_bootstrap_address(address))
-        ray.init(
-            address or "local",
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
-    except ray.exceptions.AuthenticationError:
-        raise UserError(
-            f"RAY_ADDRESS: the cluster at {address} does not accept this token: set RAY_AUTH_TOKEN "
-            "or RAY_AUTH_TOKEN_PATH to the token that the cluster was started with"
-        ) from None
-    except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"RAY_ADDRESS: {address or 'this machine'}: {reason}") from None
-    ray._private.worker._worker_logs_enabled = False  # 30 lines for each lost node
-    try:
-        yield
-    except (ray.exceptions.ObjectStoreFullError, ray.exceptions.OutOfDiskError):
-        raise UserError(
-            "Ray's object store on this machine is full: free some disk space, or set a larger "
-            "--object-store-memory for `ray start`"
-        ) from None
-    finally:
-        ray.shutdown()
 
 
 @contextlib.contextmanager
@@ -331,12 +235,6 @@ def _digest(stage: PipelineStage) -> str:
     return hashlib.sha256(repr((stage.cmd, deps)).encode()).hexdigest()
 
 
-def _list_files(paths: Sequence[str]) -> list[str]:
-    """The files at these paths, and in folders at any depth, without compiled code."""
-    found = [each for path in paths for each in (Path(path), *sorted(Path(path).rglob("*")))]
-    return [path.as_posix() for path in found if path.is_file() and path.suffix != ".pyc"]
-
-
 def _put(paths: Sequence[str], known_hash: str, objects: Objects, ray: Any) -> Any:
     """Put files into Ray's object store, unless they are in it; return the reference.
 
@@ -347,7 +245,7 @@ def _put(paths: Sequence[str], known_hash: str, objects: Objects, ray: Any) -> A
     key = f"{paths} {known_hash}"
     if known_hash and key in objects:
         return objects[key]
-    files = read_files(Path(), _list_files(paths))
+    files = read_files(Path(), list_files(paths))
     if not known_hash:
         digest = hashlib.sha256()
         for path, content in files.items():
@@ -383,7 +281,7 @@ def train_all(tasks: Sequence[Task], ray: Any) -> dict[str, str]:
                 raise
             except ray.exceptions.RayError as error:
                 del running[stream]
-                reason = " ".join(str(error).split()).split(". ")[0]
+                reason = loss_reason(error)
                 task.losses += 1
                 if task.losses > MOST_LOSSES:
                     failed[task.digest] = f"{task.stage.name}: lost {task.losses} workers: {reason}"
@@ -495,12 +393,13 @@ def store(task: Task, outputs: Files) -> None:
 
 
 def run_dvc(*arguments: str) -> None:
-    """Run DVC with its output on this terminal.
+    """Run DVC with its output on this terminal; its stage `crop` uses the cluster, if there is one.
 
     Raises:
         UserError: if it fails.
     """
-    if subprocess.run(["dvc", *arguments]).returncode:
+    environment = {**os.environ, CROP_VARIABLE: os.environ.get("RAY_ADDRESS", "")}
+    if subprocess.run(["dvc", *arguments], env=environment).returncode:
         raise UserError(f"dvc {' '.join(arguments)} failed: see above")
 
 
@@ -574,7 +473,7 @@ def repro(
     """Reproduce the pipeline as `dvc repro` does, with the folds trained on the cluster."""
     wanted = targets or []
     with only_driver():
-        ray = import_ray()
+        ray = import_ray(remote_stage)
         folds, before = folds_and_what_they_need(wanted)
         if before:
             run_dvc("repro", *before)
@@ -602,7 +501,7 @@ def sweep(
     """Like `python -m commands.sweep`, with the folds of all experiments trained on the cluster."""
 
     with only_driver():
-        ray = import_ray()
+        ray = import_ray(remote_stage)
 
         def train(grid: Grid, folder: Path) -> list[str]:
             before = _project_state()

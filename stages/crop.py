@@ -12,8 +12,12 @@ Writes to the output folder:
 - `metrics.json`: detection rates and numbers of boxes by way, also per mask state
 """
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
+from io import BytesIO
+from itertools import repeat
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
@@ -34,16 +38,26 @@ from face_attributes.photos.labels import MASKS
 from face_attributes.photos.opening import (
     LOWER_MAX_PIXELS,
     BadPhotoError,
+    UnreadableError,
     open_photo,
+    read_photo,
     unreadable_explained,
 )
 from face_attributes.photos.packed import Pixels, packed_writer, read_packed
 from face_attributes.photos.tables import read_stage_table
 from face_attributes.processes import map_on_all_cores
 from face_attributes.progress import progress
+from face_attributes.ray_cluster import CROP_VARIABLE, Files, map_on_cluster, read_files
 
-CHUNK = 16
-"""Photos that a worker takes at a time."""
+PACKAGES = (
+    "filelock", "numpy", "opencv-python-headless", "pandas", "pillow", "psutil", "pydantic",
+    "ruamel.yaml", "threadpoolctl", "tqdm", "typer",
+)  # fmt: skip
+"""What this stage imports; beside it, yuface for `crop.detector: yuface`."""
+
+MapPhotos = Callable[..., Iterator[Any]]
+"""Of a function, paths, and other arguments of the function for each path: the results, in order.
+The function also gets the content of the file, or None where it can read that, and the params."""
 
 
 class Faces(NamedTuple):
@@ -54,11 +68,52 @@ class Faces(NamedTuple):
     turns: list[int]
 
 
+@contextmanager
+def photo_map(params: CropParams) -> Iterator[MapPhotos]:
+    """Yield a function that calls another one for each photo, on all cores or those of a cluster.
+
+    To a cluster, photos go as bytes, and so does the model of `crop.yunet_model`.
+    """
+    load_detector(params.detector, params.yunet_model)  # before the pools fork
+    with ExitStack() as stack:
+        map_calls, on_cluster = map_on_all_cores, bool(os.environ.get(CROP_VARIABLE))
+        if on_cluster:
+            files, packages = Files(), [*PACKAGES]
+            if params.detector == "yuface":
+                packages.append("yuface")
+            if params.detector == "yunet":
+                model = Path(params.yunet_model)
+                files = read_files(model.parent, [model.name])
+                params = params.model_copy(update={"yunet_model": model.name})
+            map_calls = stack.enter_context(map_on_cluster(files, packages))
+
+        def map_photos(
+            function: Callable[..., Any], paths: Sequence[str], *arguments: Iterable[object]
+        ) -> Iterator[Any]:
+            return map_calls(
+                partial(function, params=params),
+                paths,
+                map(_read_clean, paths) if on_cluster else repeat(None),
+                *arguments,
+                chunksize=16,
+                initializer=partial(_prepare_worker, params),
+                remedy=LOWER_MAX_PIXELS,
+            )
+
+        yield map_photos
+
+
+def _prepare_worker(params: CropParams) -> None:
+    use_one_thread()
+    load_detector(params.detector, params.yunet_model)
+
+
 def crop_set(
     name: str,
     photos: pd.DataFrame,
     training: Faces | None,
-    params: CropParams,
+    side: int,
+    map_photos: MapPhotos,
     out: Path,
 ) -> tuple[Faces, pd.DataFrame]:
     """Crop a set of photos, write `NAME.npy` and `NAME.csv` to `out`; return faces and boxes.
@@ -68,24 +123,25 @@ def crop_set(
     Args:
         photos: photo, path, and person ("" if unknown).
         training: faces whose median replaces the missing ones; None: those of this set.
+        side: of the crops, in pixels.
 
     Returns:
         The detected faces, and the table of boxes.
     """
     paths = photos["path"].to_list()
-    with packed_writer(out / f"{name}.npy", len(photos), params.side) as write:
-        faces = find_and_cut(name, paths, params, write)
+    with packed_writer(out / f"{name}.npy", len(photos), side) as write:
+        faces = Faces(np.full((len(paths), 4), np.nan), np.zeros(len(paths)), [0] * len(paths))
+        searched = map_photos(_find_and_cut, paths)
+        searched = progress(searched, len(paths), f"crop: photos searched, {name}")
+        for row, found in enumerate(searched):
+            if found is not None:
+                faces.boxes[row], faces.confidences[row], faces.turns[row], crop = found
+                write(row, crop)
         boxes, ways = fill_boxes(
             faces.boxes, faces.turns, photos["person"].to_list(), overall_median(training or faces)
         )
         missing = np.flatnonzero(np.isnan(faces.boxes).any(axis=1)).tolist()
-        crops = map_on_all_cores(
-            partial(_cut, params=params),
-            [paths[row] for row in missing],
-            boxes[missing],
-            chunksize=CHUNK,
-            remedy=LOWER_MAX_PIXELS,
-        )
+        crops = map_photos(_cut, [paths[row] for row in missing], boxes[missing])
         crops = progress(crops, len(missing), f"crop: photos without a face, {name}")
         for row, crop in zip(missing, crops, strict=True):
             write(row, crop)
@@ -101,57 +157,58 @@ def crop_set(
     return faces, table
 
 
-def find_and_cut(
-    name: str, paths: Sequence[str], params: CropParams, write: Callable[[int, Pixels], None]
-) -> Faces:
-    """Detect the largest face of each photo, and write its crop, on all cores."""
-    results = map_on_all_cores(
-        partial(_find_and_cut, params=params),
-        paths,
-        chunksize=CHUNK,
-        initializer=use_one_thread,
-        remedy=LOWER_MAX_PIXELS,
-    )
-    faces = Faces(np.full((len(paths), 4), np.nan), np.zeros(len(paths)), [0] * len(paths))
-    for row, found in enumerate(progress(results, len(paths), f"crop: photos searched, {name}")):
-        if found is not None:
-            faces.boxes[row], faces.confidences[row], faces.turns[row], crop = found
-            write(row, crop)
-    return faces
-
-
 def overall_median(faces: Faces) -> Boxes | None:
     """Return the median box of a set, or None if no face was detected."""
     return median_box(faces.boxes, faces.turns)
 
 
-def _find_and_cut(path: str, params: CropParams) -> tuple[Boxes, float, int, Pixels] | None:
-    """Return the box, confidence, turn and crop of the largest face in a photo, if any."""
+def _find_and_cut(
+    path: str, content: bytes | None, params: CropParams
+) -> tuple[Boxes, float, int, Pixels] | None:
+    """Return the box, confidence, turn and crop of the largest face in a photo, if any.
+
+    Args:
+        content: of the file; None: read it.
+    """
     with unreadable_explained(Path(path)):
-        photo = _open_clean(path)
+        photo = _open_clean(path, content)
         boxes, confidences, turn = find_faces(photo, params)
         if not len(boxes):
             return None
         return boxes[0], float(confidences[0]), turn, cut(photo, boxes[0], turn, params)
 
 
-def _cut(path: str, box: Boxes, params: CropParams) -> Pixels:
+def _cut(path: str, content: bytes | None, box: Boxes, params: CropParams) -> Pixels:
     with unreadable_explained(Path(path)):
-        return cut(_open_clean(path), box, 0, params)
+        return cut(_open_clean(path, content), box, 0, params)
 
 
-def _open_clean(path: str) -> Image.Image:
-    """Open a photo that the stage `clean` accepted.
+def _open_clean(path: str, content: bytes | None) -> Image.Image:
+    with _still_clean(path):
+        return open_photo(Path(path) if content is None else BytesIO(content))
+
+
+def _read_clean(path: str) -> bytes:
+    with _still_clean(path), unreadable_explained(Path(path)):
+        return read_photo(Path(path))
+
+
+@contextmanager
+def _still_clean(path: str) -> Iterator[None]:
+    """Name a photo that the stage `clean` accepted, and that cannot be opened now.
 
     Raises:
-        UserError: if the photo has changed since, or cannot be read.
+        UserError: if it has changed since, or cannot be read.
     """
     try:
-        return open_photo(Path(path))
+        yield
+        return
     except FileNotFoundError:
         problem = "is missing"
     except BadPhotoError as error:
         problem = str(error)
+    except UnreadableError as error:
+        raise UnreadableError(path, error.reason) from None
     raise UserError(f"{path} {problem}, but the stage clean accepted it: run `dvc repro` again")
 
 
@@ -177,9 +234,10 @@ def main(clean: Path, detectors: Path, out: Path) -> None:
 
     if params.crop.detector == "yunet":
         refuse_outside(Path(params.crop.yunet_model), detectors, "crop.yunet_model")
-    load_detector(params.crop.detector, params.crop.yunet_model)  # before the pools fork
-    faces, boxes = crop_set("train", photos, None, params.crop, out)
-    _, evaluation_boxes = crop_set("evaluation", evaluation, faces, params.crop, out)
+    with photo_map(params.crop) as map_photos:
+        side = params.crop.side
+        faces, boxes = crop_set("train", photos, None, side, map_photos, out)
+        _, evaluation_boxes = crop_set("evaluation", evaluation, faces, side, map_photos, out)
 
     median = overall_median(faces)
     write_json(out / "fallback.json", {"box": None if median is None else median.tolist()})

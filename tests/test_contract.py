@@ -25,6 +25,7 @@ FRAME = {
     "params",
     "processes",
     "progress",
+    "ray_cluster",
     "revisions",
 }
 """Modules that cannot change a result, so that no stage depends on them."""
@@ -260,6 +261,7 @@ LAYERS = {
     "processes": {"errors"},
     "command": {"errors", "files", "processes"},
     "revisions": {"errors"},
+    "ray_cluster": {"errors"},
     "photos": {"errors", "files", "progress"},
     "faces": {"errors", "params", "photos"},
     "networks": {"errors", "files", "params", "photos", "processes"},
