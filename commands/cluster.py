@@ -20,7 +20,7 @@ import subprocess
 import tarfile
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -54,6 +54,7 @@ from face_attributes.ray_cluster import (
     loss_reason,
     package_version,
     read_files,
+    read_parts,
 )
 
 TRAIN = "train"
@@ -74,8 +75,8 @@ EVENTS_IN_WAITING = 2
 """Unread events after which a worker waits, so that checkpoints do not pile up."""
 CANCEL_SECONDS = 5.0
 
-Objects = dict[str, Any]
-"""Ray's references to Files, by the hash of their content: each is sent once to a node."""
+Objects = dict[str, list[Any]]
+"""Ray's references to the parts of files, by their content: each is sent once to a node."""
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
@@ -207,11 +208,13 @@ def make_tasks(
         for stage in stages:
             digest = _digest(stage)
             data = [dep for dep in stage.deps if Path(dep.def_path).parts[0] not in NOT_DATA]
-            inputs = [
-                _put(CODE, "", objects, ray),
-                _put(["params.yaml"], "", objects, ray),
-                *(_put([dep.def_path], str(dep.hash_info.value), objects, ray) for dep in data),
-            ]
+            inputs = list[Any]()
+            for paths in (CODE, ["params.yaml"]):
+                files = read_files(Path(), list_files(paths))
+                inputs += _put(_hash(files), [files], objects, ray)
+            for dep in data:
+                parts = read_parts(list_files([dep.def_path]))
+                inputs += _put(f"{dep} {dep.hash_info.value}", parts, objects, ray)
             stage.save_deps()
             if _digest(stage) != digest:
                 raise UserError("what train depends on changed while it was read: run again")
@@ -235,25 +238,24 @@ def _digest(stage: PipelineStage) -> str:
     return hashlib.sha256(repr((stage.cmd, deps)).encode()).hexdigest()
 
 
-def _put(paths: Sequence[str], known_hash: str, objects: Objects, ray: Any) -> Any:
-    """Put files into Ray's object store, unless they are in it; return the reference.
+def _hash(files: Files) -> str:
+    digest = hashlib.sha256()
+    for path, content in files.items():
+        digest.update(f"{path} {len(content)} ".encode())
+        digest.update(content.data)
+    return digest.hexdigest()
+
+
+def _put(key: str, parts: Iterable[Files], objects: Objects, ray: Any) -> list[Any]:
+    """Put files into Ray's object store, with a part in memory at a time; return the references.
 
     Args:
-        known_hash: DVC's, of data that is too large to read once per fold; "": compute one. If the
-            data changed since, the task's digest does not match afterwards.
+        key: for `objects`, which tells one content from another. With DVC's hash in it, large files
+            are not read to find that they have been sent. (If they changed since, the task's
+            digest does not match afterwards.)
     """
-    key = f"{paths} {known_hash}"
-    if known_hash and key in objects:
-        return objects[key]
-    files = read_files(Path(), list_files(paths))
-    if not known_hash:
-        digest = hashlib.sha256()
-        for path, content in files.items():
-            digest.update(f"{path} {len(content)} ".encode())
-            digest.update(content.data)
-        key = digest.hexdigest()
     if key not in objects:
-        objects[key] = ray.put(files)
+        objects[key] = [ray.put(part) for part in parts]
     return objects[key]
 
 

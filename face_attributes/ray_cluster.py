@@ -34,6 +34,8 @@ CODE = ("stages", "face_attributes")
 """The folders of the project whose code runs on workers."""
 MOST_LOSSES = 5
 """Workers that a piece of work may lose before it counts as failed."""
+PART_BYTES = 2**28
+"""Maximum size of an object in Ray's store, for files: larger ones are sent in parts."""
 CHUNKS_AHEAD = 4
 """Chunks per CPU that are computed or waiting."""
 CHUNK_BYTES = 4 * 2**20
@@ -47,7 +49,7 @@ HTTP2_SETTINGS = 4
 Content = np.ndarray[tuple[int], np.dtype[np.uint8]]
 """The bytes of a file, as an array: Ray shares those between the processes of a machine."""
 Files = dict[str, Content]
-"""Files, or the next part of each, by their path in the project."""
+"""Files, or the next part of some, by their path in the project."""
 
 _prepared = dict[bytes, Callable[..., Any]]()
 """On a worker: functions that are ready to be called, by what they were unpickled from."""
@@ -253,6 +255,24 @@ def _chunks(
         yield chunk
 
 
+def read_parts(
+    paths: Iterable[str], folder: Path = Path(), limit: int = PART_BYTES
+) -> Iterator[Files]:
+    """Read files, `limit` bytes at a time, for `write_files` to append in this order.
+
+    Raises:
+        OSError: if one cannot be read.
+    """
+    part, room = Files(), limit
+    for path in paths:
+        with (folder / path).open("rb") as file:
+            while len(content := np.fromfile(file, np.uint8, room)) == room:
+                yield {**part, path: content}
+                part, room = Files(), limit
+            part[path], room = content, room - len(content)
+    yield part
+
+
 def list_files(paths: Iterable[str]) -> list[str]:
     """The files at these paths, and in folders at any depth, without compiled code."""
     found = [each for path in paths for each in (Path(path), *sorted(Path(path).rglob("*")))]
@@ -281,14 +301,15 @@ def read_files(folder: Path, paths: Iterable[str]) -> Files:
 
 
 def write_files(folder: Path, files: Files) -> None:
-    """Write files under a folder of this process's own.
+    """Write files, or append the next parts of some, under a folder of this process's own.
 
     Raises:
         OSError: if one cannot be written.
     """
     for path, content in files.items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        (folder / path).write_bytes(content.data)
+        with (folder / path).open("ab") as file:
+            file.write(content.data)
 
 
 # On a worker

@@ -29,7 +29,7 @@ from commands.cluster import PACKAGES, app
 from commands.remote_stage import Event, run_stage
 from face_attributes import ray_cluster
 from face_attributes.params import read_params
-from face_attributes.ray_cluster import CODE, Files, package_version, read_files
+from face_attributes.ray_cluster import CODE, Files, package_version, read_files, read_parts
 from stages import crop
 from tests.conftest import save_photo
 from tests.project import ENVIRONMENT, ROOT, Project
@@ -196,6 +196,25 @@ def test_a_worker_with_another_version_refuses_by_name() -> None:
         r"install the same versions on both \(requirements.txt, constraints.txt\)",
         str(value),
     )
+
+
+def test_large_files_travel_in_parts_that_fit_into_memory(tmp_path: Path) -> None:
+    """Of 1, 10 and 6 bytes, and without any, in parts of 5 bytes."""
+    contents = {"a": b"1", "empty": b"", "b/c": b"0123456789", "b/d": b"abcdef"}
+    for path, content in contents.items():
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).write_bytes(content)
+    parts = list(read_parts(contents, tmp_path, limit=5))
+    assert [{path: bytes(part) for path, part in files.items()} for files in parts] == [
+        {"a": b"1", "empty": b"", "b/c": b"0123"},
+        {"b/c": b"45678"},
+        {"b/c": b"9", "b/d": b"abcd"},
+        {"b/d": b"ef"},
+    ]
+    stage = script("for name in ('a', 'empty', 'b/c', 'b/d'): print(open(name).read())")
+    *lines, done = run_stage(["-m", "stage"], [], {}, {}, [stage, *parts], dict)
+    assert lines == [("line", content.decode()) for content in contents.values()]
+    assert done == ("done", {})
 
 
 def test_a_worker_out_of_disk_says_so() -> None:
