@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from dvc.dependency.base import Dependency
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
 from dvc.stage import PipelineStage
@@ -33,6 +34,7 @@ from dvc.stage.cache import RunCacheNotFoundError
 from dvc.utils.hydra import apply_overrides
 from dvc_data.hashfile.hash_info import HashInfo
 from dvc_data.hashfile.meta import Meta
+from dvc_objects.errors import ObjectFormatError
 
 from commands import remote_stage
 from commands.remote_stage import run_stage
@@ -47,6 +49,7 @@ from face_attributes.ray_cluster import (
     CODE,
     CROP_VARIABLE,
     MOST_LOSSES,
+    CachedFile,
     Files,
     connection,
     import_ray,
@@ -86,13 +89,14 @@ class Task:
     """A fold to train.
 
     `stage` has the hashes of its dependencies, as they were when the task was made; `digest`
-    identifies them. `inputs` are references to the files that the stage reads, `versions` those of
-    the packages that it imports.
+    identifies them. `inputs` are references to files that the stage reads, `cached` others, by
+    their path; `versions` are those of the packages that it imports.
     """
 
     stage: PipelineStage
     digest: str
     inputs: list[Any]
+    cached: dict[str, CachedFile]
     versions: dict[str, str]
     threads: int
     gpus: int
@@ -208,19 +212,22 @@ def make_tasks(
         for stage in stages:
             digest = _digest(stage)
             data = [dep for dep in stage.deps if Path(dep.def_path).parts[0] not in NOT_DATA]
-            inputs = list[Any]()
+            inputs, cached = list[Any](), dict[str, CachedFile]()
             for paths in (CODE, ["params.yaml"]):
                 files = read_files(Path(), list_files(paths))
                 inputs += _put(_hash(files), [files], objects, ray)
             for dep in data:
-                parts = read_parts(list_files([dep.def_path]))
-                inputs += _put(f"{dep} {dep.hash_info.value}", parts, objects, ray)
+                if file := _find_in_cache(dep):
+                    cached[dep.def_path] = file
+                else:
+                    parts = read_parts({path: Path(path) for path in list_files([dep.def_path])})
+                    inputs += _put(f"{dep} {dep.hash_info.value}", parts, objects, ray)
             stage.save_deps()
             if _digest(stage) != digest:
                 raise UserError("what train depends on changed while it was read: run again")
             gpu = int(device != "cpu" and gpus > 0)
             tasks.append(
-                Task(stage, digest, inputs, versions, threads, gpu, times.resolve(), label)
+                Task(stage, digest, inputs, cached, versions, threads, gpu, times.resolve(), label)
             )
     return tasks
 
@@ -236,6 +243,15 @@ def _digest(stage: PipelineStage) -> str:
     """A hash of the command and the dependencies of a stage."""
     deps = sorted((str(dep), repr(dep.hash_info.value)) for dep in stage.deps)
     return hashlib.sha256(repr((stage.cmd, deps)).encode()).hexdigest()
+
+
+def _find_in_cache(dep: Dependency) -> CachedFile | None:
+    """Find a dependency that is a file in DVC's cache."""
+    if dep.hash_info.isdir:
+        return None
+    path = Path(dep.repo.cache.local.oid_to_path(dep.hash_info.value))
+    file = CachedFile(str(path), path.stat().st_size if path.exists() else 0, [])
+    return file if file.is_here() else None
 
 
 def _hash(files: Files) -> str:
@@ -259,10 +275,13 @@ def _put(key: str, parts: Iterable[Files], objects: Objects, ray: Any) -> list[A
     return objects[key]
 
 
-def train_all(tasks: Sequence[Task], ray: Any) -> dict[str, str]:
+def train_all(tasks: Sequence[Task], objects: Objects, ray: Any) -> dict[str, str]:
     """Train folds on the cluster, and store each one's outputs as soon as it is finished.
 
     A fold whose worker is lost continues on another one from its last checkpoint.
+
+    Args:
+        objects: what has been put into Ray's object store; added to.
 
     Returns:
         Why folds failed, by the digest of their task.
@@ -299,6 +318,10 @@ def train_all(tasks: Sequence[Task], ray: Any) -> dict[str, str]:
                 _write(value, task.checkpoint)
             elif kind == "refused":
                 raise UserError(value)
+            elif kind == "missing":
+                del running[stream]
+                _send(task, value, objects, ray)
+                running[_submit(task, ray)] = task
             else:
                 del running[stream]
                 if kind == "failed":
@@ -316,6 +339,28 @@ def train_all(tasks: Sequence[Task], ray: Any) -> dict[str, str]:
         if time.time() - folder.stat().st_mtime > ABANDONED:
             shutil.rmtree(folder, ignore_errors=True)
     return failed
+
+
+def _send(task: Task, paths: Sequence[str], objects: Objects, ray: Any) -> None:
+    """Put files of DVC's cache that a worker does not see into Ray's object store.
+
+    Raises:
+        UserError: if one is no longer what it was.
+    """
+    for path in paths:
+        file = task.cached[path]
+        cache = task.stage.repo.cache.local
+        try:
+            cache.check(cache.path_to_oid(file.path))
+        except (FileNotFoundError, ObjectFormatError):
+            raise UserError(
+                f"{file.path} is damaged or gone, which was in DVC's cache: run the same command "
+                "again (what is finished is kept)"
+            ) from None
+        if file.path not in objects:
+            print(f"{path}: sent to workers, which do not see DVC's cache", flush=True)
+        parts = _put(file.path, read_parts({path: Path(file.path)}), objects, ray)
+        task.cached[path] = file._replace(parts=parts)
 
 
 def _cancel(streams: Sequence[Any], ray: Any) -> None:
@@ -358,6 +403,7 @@ def _submit(task: Task, ray: Any) -> Any:
         {"DVC_STAGE": task.stage.addressing, "OMP_NUM_THREADS": str(task.threads)},
         task.versions,
         [*task.inputs, ray.put(checkpoint)],
+        task.cached,
         ray.get,
     )
 
@@ -452,7 +498,7 @@ def train_experiments(grid: Grid, folder: Path, ray: Any) -> list[str]:
             needed[name] = [task.digest for task in made]
             for task in made:  # experiments may share folds
                 tasks.setdefault(task.digest, task)
-        failed = train_all(list(tasks.values()), ray)
+        failed = train_all(list(tasks.values()), objects, ray)
     for name, digests in needed.items():
         for digest in digests:
             if digest in failed:
@@ -481,7 +527,8 @@ def repro(
             run_dvc("repro", *before)
         if unfinished(folds):
             with connection(ray):
-                failed = train_all(make_tasks(folds, Objects(), ray), ray)
+                objects = Objects()
+                failed = train_all(make_tasks(folds, objects, ray), objects, ray)
             if failed:
                 raise UserError(f"failed: {'; '.join(failed.values())}")
         if changed := unfinished([*before, *folds]):

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from face_attributes.ray_cluster import (
+    CachedFile,
     Files,
     fault_of_files,
     read_files,
@@ -23,9 +24,13 @@ from face_attributes.ray_cluster import (
     write_files,
 )
 
-Event = tuple[Literal["line", "refused", "failed"], str] | tuple[Literal["saved", "done"], Files]
-"""A line of the stage's output; why this worker refuses the stage; why the stage failed; its
-checkpoint so far; its outputs."""
+Event = (
+    tuple[Literal["line", "refused", "failed"], str]
+    | tuple[Literal["missing"], list[str]]
+    | tuple[Literal["saved", "done"], Files]
+)
+"""A line of the stage's output; why this worker refuses the stage; why the stage failed; files that
+it must be sent; its checkpoint so far; its outputs."""
 
 CHECKPOINTS = ".cache/checkpoints/*.checkpoint"
 POLL_SECONDS = 0.2
@@ -37,6 +42,7 @@ def run_stage(
     environment: Mapping[str, str],
     versions: Mapping[str, str],
     inputs: Iterable[Any],
+    cached: Mapping[str, CachedFile],
     fetch: Callable[[Any], Files],
 ) -> Iterator[Event]:
     """Run a stage in a temporary folder, and report what happens until it ends.
@@ -46,7 +52,9 @@ def run_stage(
         outputs: paths of the files to report at the end.
         environment: variables to set in addition to the worker's.
         versions: what `package_version` must return here for each package.
-        inputs: references to the stage's code, the files that it reads and its checkpoint, if any.
+        inputs: references to the stage's code, files that it reads and its checkpoint, if any.
+        cached: other files that it reads, by their path in the project; those that this machine has
+            are not fetched.
         fetch: gets the files of a reference. One after the other, so that they need not fit into
             Ray's memory together, which a task's arguments have to.
     """
@@ -55,7 +63,20 @@ def run_stage(
         return
     try:
         with tempfile.TemporaryDirectory(prefix="face-attributes-") as folder:
-            for reference in inputs:
+            fetched, missing = [*inputs], list[str]()
+            for path, file in cached.items():
+                if file.is_here():
+                    link = Path(folder, path)
+                    link.parent.mkdir(parents=True, exist_ok=True)
+                    link.symlink_to(file.path)
+                elif file.parts:
+                    fetched += file.parts
+                else:
+                    missing.append(path)
+            if missing:
+                yield "missing", missing
+                return
+            for reference in fetched:
                 write_files(Path(folder), fetch(reference))
             yield from _run(Path(folder), arguments, outputs, environment)
     except MemoryError:

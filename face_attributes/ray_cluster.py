@@ -14,6 +14,7 @@ import platform
 import re
 import secrets
 import socket
+import stat
 import sys
 import tempfile
 from collections import deque
@@ -22,7 +23,7 @@ from functools import cache, partial
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -40,6 +41,9 @@ CHUNKS_AHEAD = 4
 """Chunks per CPU that are computed or waiting."""
 CHUNK_BYTES = 4 * 2**20
 """Bytes after which a chunk ends, so that few large photos take no more memory than many small."""
+
+CACHE_MODE = 0o444
+"""Mode of the files in DVC's cache: they are named by their content, and never change."""
 
 PROBE_SECONDS = 2.0
 HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
@@ -255,17 +259,18 @@ def _chunks(
         yield chunk
 
 
-def read_parts(
-    paths: Iterable[str], folder: Path = Path(), limit: int = PART_BYTES
-) -> Iterator[Files]:
+def read_parts(files: Mapping[str, Path], limit: int = PART_BYTES) -> Iterator[Files]:
     """Read files, `limit` bytes at a time, for `write_files` to append in this order.
+
+    Args:
+        files: by their path in the project.
 
     Raises:
         OSError: if one cannot be read.
     """
     part, room = Files(), limit
-    for path in paths:
-        with (folder / path).open("rb") as file:
+    for path, place in files.items():
+        with place.open("rb") as file:
             while len(content := np.fromfile(file, np.uint8, room)) == room:
                 yield {**part, path: content}
                 part, room = Files(), limit
@@ -310,6 +315,25 @@ def write_files(folder: Path, files: Files) -> None:
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         with (folder / path).open("ab") as file:
             file.write(content.data)
+
+
+class CachedFile(NamedTuple):
+    """A file in DVC's cache, which machines with a common file system need not send each other.
+
+    `parts` are references to its content, if it has been sent.
+    """
+
+    path: str
+    size: int
+    parts: list[Any]
+
+    def is_here(self) -> bool:
+        """Whether this machine has the file. DVC, too, trusts those that it made read-only."""
+        try:
+            status = Path(self.path).stat()
+        except OSError:
+            return False
+        return status.st_size == self.size and status.st_mode == stat.S_IFREG | CACHE_MODE
 
 
 # On a worker

@@ -29,7 +29,14 @@ from commands.cluster import PACKAGES, app
 from commands.remote_stage import Event, run_stage
 from face_attributes import ray_cluster
 from face_attributes.params import read_params
-from face_attributes.ray_cluster import CODE, Files, package_version, read_files, read_parts
+from face_attributes.ray_cluster import (
+    CODE,
+    CachedFile,
+    Files,
+    package_version,
+    read_files,
+    read_parts,
+)
 from stages import crop
 from tests.conftest import save_photo
 from tests.project import ENVIRONMENT, ROOT, Project
@@ -143,7 +150,7 @@ def script(text: str) -> dict[str, Any]:
 def run(text: str, *outputs: str, **versions: str) -> list[Event]:
     """What a worker reports of a stage."""
     environment, inputs = {"WORD": "hello"}, [script(text)]
-    return list(run_stage(["-m", "stage"], outputs, environment, versions, inputs, lambda f: f))
+    return list(run_stage(["-m", "stage"], outputs, environment, versions, inputs, {}, dict))
 
 
 def test_a_worker_reports_lines_checkpoints_and_outputs(tmp_path: Path) -> None:
@@ -204,7 +211,7 @@ def test_large_files_travel_in_parts_that_fit_into_memory(tmp_path: Path) -> Non
     for path, content in contents.items():
         (tmp_path / path).parent.mkdir(exist_ok=True)
         (tmp_path / path).write_bytes(content)
-    parts = list(read_parts(contents, tmp_path, limit=5))
+    parts = list(read_parts({path: tmp_path / path for path in contents}, limit=5))
     assert [{path: bytes(part) for path, part in files.items()} for files in parts] == [
         {"a": b"1", "empty": b"", "b/c": b"0123"},
         {"b/c": b"45678"},
@@ -212,9 +219,31 @@ def test_large_files_travel_in_parts_that_fit_into_memory(tmp_path: Path) -> Non
         {"b/d": b"ef"},
     ]
     stage = script("for name in ('a', 'empty', 'b/c', 'b/d'): print(open(name).read())")
-    *lines, done = run_stage(["-m", "stage"], [], {}, {}, [stage, *parts], dict)
+    *lines, done = run_stage(["-m", "stage"], [], {}, {}, [stage, *parts], {}, dict)
     assert lines == [("line", content.decode()) for content in contents.values()]
     assert done == ("done", {})
+
+
+def test_a_file_in_a_cache_that_the_worker_sees_is_linked_and_any_other_is_sent(
+    tmp_path: Path,
+) -> None:
+    """Only if it is as large as here, and read-only, as DVC makes what never changes."""
+    cache = tmp_path / "cdef"
+    cache.write_text("crops")
+    stage = script("import os; print(os.path.islink('data/a'), open('data/a').read())")
+
+    def answers(size: int, parts: list[Files]) -> list[Event]:
+        files = {"data/a": CachedFile(str(cache), size, parts)}
+        return list(run_stage(["-m", "stage"], [], {}, {}, [stage], files, dict))
+
+    sent = [{"data/a": np.frombuffer(text, np.uint8)} for text in (b"cro", b"ps")]
+    assert answers(5, []) == [("missing", ["data/a"])]
+    cache.chmod(0o444)
+    assert answers(5, []) == [("line", "True crops"), ("done", {})]
+    assert answers(4, []) == [("missing", ["data/a"])]
+    cache.unlink()
+    assert answers(5, []) == [("missing", ["data/a"])]
+    assert answers(5, sent) == [("line", "False crops"), ("done", {})]
 
 
 def test_a_worker_out_of_disk_says_so() -> None:
@@ -223,7 +252,7 @@ def test_a_worker_out_of_disk_says_so() -> None:
         "import resource, numpy; from commands.remote_stage import run_stage\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
         "files = {'crops.npy': numpy.zeros(2000, 'u1')}\n"
-        "print(list(run_stage([], [], {}, {}, [files], lambda f: f)))"
+        "print(list(run_stage([], [], {}, {}, [files], {}, dict)))"
     )
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert re.fullmatch(r"\[\('failed', 'worker \S+: \S*: File too large'\)\]\n", result.stdout), (
@@ -389,6 +418,13 @@ CHANGED: dict[str, dict[str, object]] = {
     "crop": {"margin": 1.5},
     "train": {"epochs": 6, "patience": 6},
 }
+DATA = [
+    "data/crop/fallback.json",
+    "data/crop/train.npy",
+    "data/folds/folds.csv",
+    "data/weights/initial.safetensors",
+]
+"""What `train` depends on beside code and parameters."""
 RESULTS = ("data/crop/train.npy", "data/crop/evaluation.npy", "dvc.lock", "metrics.json")
 
 
@@ -438,6 +474,8 @@ def test_a_node_killed_within_a_fold_changes_no_byte(
     with second_node(cluster) as node, driver(project, cluster, "repro", "aggregate") as process:
         output = read_until(process, "fold . epoch 2/")
         wait_for_checkpoints(project, 2)
+        for path in project.folder.glob(".dvc/cache/files/md5/*/*"):
+            path.chmod(0o644)  # stands for a cache that the other node does not see
         cluster.remove_node(node, allow_graceful=False)
         output += process.communicate()[0]
     assert process.returncode == 0, output
@@ -445,6 +483,8 @@ def test_a_node_killed_within_a_fold_changes_no_byte(
         r"^train@.: lost its worker, continues elsewhere: .* dead or unavailable$", output, re.M
     ), output
     assert re.search(r"^fold . resuming after epoch [1-5]/6", output, re.M), output
+    sent = re.findall(r"^(\S+): sent to workers, which do not see DVC's cache$", output, re.M)
+    assert sorted(sent) == DATA
     assert "Running stage 'train" not in output
     assert {name: (project.folder / name).read_bytes() for name in at_home} == at_home
     assert not list((project.folder / ".cache/cluster").iterdir())
