@@ -1,12 +1,13 @@
-"""Cluster: train the folds on the machines of a Ray cluster.
+"""Cluster: train the folds, and crop, on the machines of a Ray cluster.
 
 python -m commands.cluster repro
 python -m commands.cluster sweep train.freeze=none,layer3 train.seed=0,1,2
 
 `RAY_ADDRESS` says where the cluster is, as HOST:PORT; without it, Ray starts one on this machine.
-The stages before `train` run here. Then workers train the folds that DVC has no results of. Their
-results go into DVC's run cache, where `dvc repro` finds them as if this machine had trained the
-folds. After a failure or a kill, run the same command again: finished folds and epochs are kept.
+The stages before `train` run here; `crop` also uses the CPUs of the cluster at RAY_ADDRESS (not in
+a sweep). Then workers train the folds that DVC has no results of. Their results go into DVC's run
+cache, where `dvc repro` finds them as if this machine had trained the folds. After a failure or a
+kill, run the same command again: finished folds and epochs are kept.
 """
 
 import contextlib
