@@ -309,11 +309,12 @@ def test_training_takes_only_metrics_from_scoring() -> None:
     assert {path.name for path in used if layer_of(path) == "scoring"} == {"metrics.py"}
 
 
-def test_in_the_library_only_command_knows_typer_and_only_revisions_knows_dvc() -> None:
+def test_in_the_library_only_one_module_knows_typer_and_one_each_dvc_and_ray() -> None:
     for module in modules(LIBRARY.name):
         text = module.read_text()
         assert module.stem == "command" or "import typer" not in text, module
         assert module.stem == "revisions" or not re.search("^(import|from) dvc", text, re.M), module
+        assert module.stem == "ray_cluster" or not re.search(r"^\s*(import|from) ray\b", text, re.M)
 
 
 def test_module_names_are_distinct() -> None:
