@@ -358,9 +358,9 @@ def _send(task: Task, paths: Sequence[str], objects: Objects, ray: Any) -> None:
                 f"{file.path} is damaged or gone, which was in DVC's cache: run the same command "
                 "again (what is finished is kept)"
             ) from None
-        if file.path not in objects:
+        if (key := f"{path} {file.path}") not in objects:
             print(f"{path}: sent to workers, which do not see DVC's cache", flush=True)
-        parts = _put(file.path, read_parts({path: Path(file.path)}), objects, ray)
+        parts = _put(key, read_parts({path: Path(file.path)}), objects, ray)
         task.cached[path] = file._replace(parts=parts)
 
 

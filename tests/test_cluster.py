@@ -1,4 +1,4 @@
-"""Folds trained on a cluster: two raylets on this machine, lost nodes, the bytes of one machine."""
+"""Folds and crops of a cluster of two raylets on this machine: lost nodes, unchanged bytes."""
 
 import ast
 import json
