@@ -4,16 +4,17 @@
     python -m benchmarks.scaling --photos-per-second 3000 --side 224 --out scaling.json
 
 Measures on this machine the cost per photo of the stages before `train`, the start of a task, the
-rate of training and the rate of the disk. The network and the commands of DVC are not measured:
-their figures are options. A run of `commands.cluster` is then the sum of
+rate of training and the rate of the disk. The network, the commands of DVC and what the driver does
+for a photo that others crop are not measured: their figures are options. A run of
+`commands.cluster` is then the sum of
 
-- the stages before `train`, on one machine, once
-- copying the crops: the machines that have them pass them on, so that their number doubles in
-  each round
+- the stages before `train`, once: `crop` on all machines, the others on one
+- copying the crops, as there is no shared file system: the machines that have them pass them on, so
+  that their number doubles in each round
 - rounds of tasks: experiments x folds, one GPU each
 - DVC's work for each experiment, one after the other
 
-Stages after `train` are counted with DVC's work. Faults and shared file systems are not simulated.
+Stages after `train` are counted with DVC's work. Faults are not simulated.
 """
 
 import math
@@ -61,7 +62,9 @@ BYTES_PER_WEIGHT = 4
 class Parts(NamedTuple):
     """What a run is made of; seconds of one core, bytes, and photos per second of one GPU."""
 
-    clean_and_crop: float
+    clean: float
+    crop: float
+    send: float
     hash: float
     pair: float
     start: float
@@ -92,7 +95,8 @@ def phases(parts: Parts, work: Workload, gpus: int, gpus_per_machine: int) -> di
     rounds = math.ceil(work.experiments * work.folds / gpus)
     pairs = work.photos * (work.photos - 1) / 2
     return {
-        "clean, crop": work.photos * parts.clean_and_crop / parts.cores,
+        "clean": work.photos * parts.clean / parts.cores,
+        "crop": work.photos * max(parts.crop / (parts.cores * machines), parts.send),
         "duplicates": (work.photos * parts.hash + pairs * parts.pair) / parts.cores,
         "copy": copy_rounds * work.photos * parts.bytes_per_photo / slowest,
         "train": rounds * task_seconds(parts, work),
@@ -150,27 +154,34 @@ def median_seconds(work: Callable[[], object], repeats: int = REPEATS) -> float:
 
 
 def measure_parts(
-    params: Params, photos_per_second: float | None, network: float, dvc: float, cores: int
+    params: Params,
+    photos_per_second: float | None,
+    network: float,
+    dvc: float,
+    send: float,
+    cores: int,
 ) -> Parts:
-    """Measure everything but the network and DVC's commands on this machine."""
+    """Measure everything but the network, DVC's commands and `send` on this machine."""
     side = params.crop.side
     weights = sum(each.numel() for each in build(params.weights.model, side).parameters())
     with tempfile.TemporaryDirectory(dir=".") as folder:
         photo = Path(folder) / "photo.jpg"
         draw_photo(roster(1)[0], "normal", seed=0).save(photo)
 
-        def crop() -> None:
-            boxes, _, turn = find_faces(open_photo(photo), params.crop)  # clean decodes once more
-            cut(open_photo(photo), boxes[0], turn, params.crop)
+        def crop_photo() -> None:
+            opened = open_photo(photo)
+            boxes, _, turn = find_faces(opened, params.crop)
+            cut(opened, boxes[0], turn, params.crop)
 
-        decode = median_seconds(lambda: open_photo(photo))
-        clean_and_crop = decode + median_seconds(crop)
+        clean, crop = median_seconds(lambda: open_photo(photo)), median_seconds(crop_photo)
         disk = 2**28 / median_seconds(lambda: write_and_read(Path(folder) / "blob"), 3)
     crops = np.random.default_rng(0).integers(0, 256, (20, side, side, 3), dtype=np.uint8)
     hashes = np.random.default_rng(0).integers(0, 2**63, (8000, 8)).astype(np.uint64)
     pairs_of_a_core = len(hashes) * (len(hashes) - 1) / 2 / (os.cpu_count() or 1)
     return Parts(
-        clean_and_crop=clean_and_crop,
+        clean=clean,
+        crop=crop,
+        send=send,
         hash=median_seconds(lambda: [perceptual_hashes(each) for each in crops]) / len(crops),
         pair=median_seconds(lambda: list(close_pairs(hashes, 10)), 3) / pairs_of_a_core,
         start=median_seconds(
@@ -230,7 +241,8 @@ def main(
     side: Annotated[int | None, typer.Option(help="Side of the crops in pixels")] = None,
     network: Annotated[float, typer.Option(help="Network between machines, GB/s")] = 1.1,
     dvc: Annotated[float, typer.Option(help="DVC's seconds per experiment")] = 7.5,
-    cores: Annotated[int, typer.Option(help="Cores of the machine that crops")] = 16,
+    send: Annotated[float, typer.Option(help="Driver's seconds per photo that others crop")] = 4e-4,
+    cores: Annotated[int, typer.Option(help="Cores of each machine")] = 16,
     gpus_per_machine: Annotated[int, typer.Option(help="GPUs per machine")] = 8,
     epochs: Annotated[int, typer.Option(help="Epochs of each training")] = 10,
     out: Annotated[Path | None, typer.Option(help="JSON file for the figures")] = None,
@@ -240,7 +252,7 @@ def main(
     if side is not None:
         crop = params.crop.model_copy(update={"side": side})
         params = params.model_copy(update={"crop": crop})
-    parts = measure_parts(params, photos_per_second, network * 1e9, dvc, cores)
+    parts = measure_parts(params, photos_per_second, network * 1e9, dvc, send, cores)
     for name, value in parts._asdict().items():
         print(f"{name}: {value:.4g}")
     workloads = {

@@ -1,14 +1,15 @@
-"""Cluster: train the folds on the machines of a Ray cluster.
+"""Cluster: train the folds, and crop, on the machines of a Ray cluster.
 
 python -m commands.cluster repro
 python -m commands.cluster sweep train.freeze=none,layer3 train.seed=0,1,2
 python -m commands.cluster repro --per-fold 4
 
 `RAY_ADDRESS` says where the cluster is, as HOST:PORT; without it, Ray starts one on this machine.
-The stages before `train` run here. Then workers train the folds that DVC has no results of. Their
-results go into DVC's run cache, where `dvc repro` finds them as if this machine had trained the
-folds. After a failure or a kill, run the same command again: finished folds and epochs are kept.
-`--per-fold` trains each fold on several GPUs of one machine, or in several processes on its CPUs.
+The stages before `train` run here; `crop` also uses the CPUs of the cluster at RAY_ADDRESS (not in
+a sweep). Then workers train the folds that DVC has no results of. Their results go into DVC's run
+cache, where `dvc repro` finds them as if this machine had trained the folds. After a failure or a
+kill, run the same command again: finished folds and epochs are kept. `--per-fold` trains each fold
+on several GPUs of one machine, or in several processes on its CPUs.
 """
 
 import contextlib
@@ -16,20 +17,19 @@ import hashlib
 import io
 import logging
 import os
-import secrets
 import shlex
 import shutil
-import socket
 import subprocess
 import tarfile
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from dvc.dependency.base import Dependency
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
 from dvc.stage import PipelineStage
@@ -37,9 +37,10 @@ from dvc.stage.cache import RunCacheNotFoundError
 from dvc.utils.hydra import apply_overrides
 from dvc_data.hashfile.hash_info import HashInfo
 from dvc_data.hashfile.meta import Meta
+from dvc_objects.errors import ObjectFormatError
 
 from commands import remote_stage
-from commands.remote_stage import Files, package_version, read_files, run_stage
+from commands.remote_stage import run_stage
 from commands.sweep import (
     TARGET,
     Grid,
@@ -54,10 +55,23 @@ from face_attributes.files import write_whole
 from face_attributes.params import read_params
 from face_attributes.processes import one_at_a_time
 from face_attributes.progress import progress
+from face_attributes.ray_cluster import (
+    CODE,
+    CROP_VARIABLE,
+    MOST_LOSSES,
+    CachedFile,
+    Files,
+    connection,
+    import_ray,
+    list_files,
+    loss_reason,
+    package_version,
+    read_files,
+    read_parts,
+)
 
 TRAIN = "train"
 """The stage that runs on the cluster, once per fold."""
-CODE = ("stages", "face_attributes")
 NOT_DATA = (*CODE, "params.yaml")
 """The first parts of paths that are sent to every worker; the other dependencies are data."""
 PACKAGES = (
@@ -69,19 +83,13 @@ CHECKPOINTS = Path(".cache/cluster")
 """A folder for each unfinished fold, with its last checkpoint."""
 ABANDONED = 30 * 24 * 3600
 """Seconds after which a checkpoint counts as that of an abandoned run."""
-MOST_LOSSES = 5
-"""Workers that a fold may lose before it counts as failed."""
 
 EVENTS_IN_WAITING = 2
 """Unread events after which a worker waits, so that checkpoints do not pile up."""
 CANCEL_SECONDS = 5.0
-PROBE_SECONDS = 2.0
-HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
-"""The first bytes from a gRPC client, with empty settings; a server answers with its settings."""
-HTTP2_SETTINGS = 4
 
-Objects = dict[str, Any]
-"""Ray's references to Files, by the hash of their content: each is sent once to a node."""
+Objects = dict[str, list[Any]]
+"""Ray's references to the parts of files, by their content: each is sent once to a node."""
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
@@ -91,14 +99,15 @@ class Task:
     """A fold to train.
 
     `stage` has the hashes of its dependencies, as they were when the task was made; `digest`
-    identifies them. `inputs` are references to the files that the stage reads, `versions` those of
-    the packages that it imports. `processes` run the stage together, each with a GPU if `gpus`, and
-    with `threads`.
+    identifies them. `inputs` are references to files that the stage reads, `cached` others, by
+    their path; `versions` are those of the packages that it imports. `processes` run the stage
+    together, each with a GPU if `gpus`, and with `threads`.
     """
 
     stage: PipelineStage
     digest: str
     inputs: list[Any]
+    cached: dict[str, CachedFile]
     versions: dict[str, str]
     processes: int
     threads: int
@@ -114,105 +123,6 @@ class Task:
     @property
     def checkpoint(self) -> Path:
         return CHECKPOINTS / self.digest
-
-
-def import_ray() -> Any:
-    """Import Ray with token authentication and without usage statistics.
-
-    A cluster that Ray then starts on this machine listens on 127.0.0.1 only. Variables that are set
-    already have precedence.
-
-    Raises:
-        UserError: if Ray is not installed, or no cluster answers at RAY_ADDRESS.
-    """
-    address = os.environ.get("RAY_ADDRESS", "")
-    settings = {"RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"}
-    if not address:
-        # Despite its name it works on every system: with 0, Ray listens on 127.0.0.1 only.
-        settings["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
-        if "RAY_AUTH_TOKEN_PATH" not in os.environ:
-            settings["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-    for name, value in settings.items():
-        os.environ.setdefault(name, value)
-    try:
-        import ray
-    except ImportError:
-        raise UserError("Ray is not installed: pip install -r requirements-cluster.txt") from None
-    if address:
-        _probe(address)
-    # Workers do not have this module.
-    ray.cloudpickle.register_pickle_by_value(remote_stage)  # type: ignore[no-untyped-call]
-    return ray
-
-
-def _probe(address: str) -> None:
-    """Check within seconds that a gRPC server answers; Ray alone would wait for 80 seconds.
-
-    Raises:
-        UserError: if none answers.
-    """
-    from ray._private.services import canonicalize_bootstrap_address
-
-    try:
-        # Ray replaces 127.0.0.1 by this machine's network address, unless it is local only.
-        used = str(canonicalize_bootstrap_address(address))
-    except (ValueError, ConnectionError):
-        used = ""
-    host, _, port = used.rpartition(":")
-    if "/" in host or not port.isdecimal():
-        raise UserError(
-            f"RAY_ADDRESS: write HOST:PORT of a cluster with this machine as a node (is {address})"
-        )
-    answer = b""
-    with (
-        contextlib.suppress(OSError, OverflowError),
-        socket.create_connection((host, int(port)), PROBE_SECONDS) as connected,
-    ):
-        connected.sendall(HTTP2_PREFACE)
-        answer = connected.recv(9)
-    if answer[3:4] != bytes([HTTP2_SETTINGS]):
-        raise UserError(
-            f"RAY_ADDRESS: no Ray cluster answers at {used}: start one with `ray start --head`, or "
-            "unset RAY_ADDRESS to use this machine alone"
-        )
-
-
-@contextlib.contextmanager
-def connection(ray: Any) -> Iterator[None]:
-    """Connect to the cluster at RAY_ADDRESS, or start one on this machine.
-
-    Raises:
-        UserError: if the cluster has another token or another version of Ray.
-    """
-    address = os.environ.get("RAY_ADDRESS", "")
-    try:
-        if address:
-            # This fails at once on a wrong token; ray.init would retry for 20 seconds.
-            ray._raylet.GcsClient(ray._private.services.canonicalize_bootstrap_address(address))
-        ray.init(
-            address or "local",
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
-    except ray.exceptions.AuthenticationError:
-        raise UserError(
-            f"RAY_ADDRESS: the cluster at {address} does not accept this token: set RAY_AUTH_TOKEN "
-            "or RAY_AUTH_TOKEN_PATH to the token that the cluster was started with"
-        ) from None
-    except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"RAY_ADDRESS: {address or 'this machine'}: {reason}") from None
-    ray._private.worker._worker_logs_enabled = False  # 30 lines for each lost node
-    try:
-        yield
-    except (ray.exceptions.ObjectStoreFullError, ray.exceptions.OutOfDiskError):
-        raise UserError(
-            "Ray's object store on this machine is full: free some disk space, or set a larger "
-            "--object-store-memory for `ray start`"
-        ) from None
-    finally:
-        ray.shutdown()
 
 
 @contextlib.contextmanager
@@ -320,11 +230,16 @@ def make_tasks(
         for stage in stages:
             digest = _digest(stage)
             data = [dep for dep in stage.deps if Path(dep.def_path).parts[0] not in NOT_DATA]
-            inputs = [
-                _put(CODE, "", objects, ray),
-                _put(["params.yaml"], "", objects, ray),
-                *(_put([dep.def_path], str(dep.hash_info.value), objects, ray) for dep in data),
-            ]
+            inputs, cached = list[Any](), dict[str, CachedFile]()
+            for paths in (CODE, ["params.yaml"]):
+                files = read_files(Path(), list_files(paths))
+                inputs += _put(_hash(files), [files], objects, ray)
+            for dep in data:
+                if file := _find_in_cache(dep):
+                    cached[dep.def_path] = file
+                else:
+                    parts = read_parts({path: Path(path) for path in list_files([dep.def_path])})
+                    inputs += _put(f"{dep} {dep.hash_info.value}", parts, objects, ray)
             stage.save_deps()
             if _digest(stage) != digest:
                 raise UserError("what train depends on changed while it was read: run again")
@@ -333,6 +248,7 @@ def make_tasks(
                     stage,
                     digest,
                     inputs,
+                    cached,
                     versions,
                     processes=per_fold,
                     threads=threads,
@@ -357,38 +273,43 @@ def _digest(stage: PipelineStage) -> str:
     return hashlib.sha256(repr((stage.cmd, deps)).encode()).hexdigest()
 
 
-def _list_files(paths: Sequence[str]) -> list[str]:
-    """The files at these paths, and in folders at any depth, without compiled code."""
-    found = [each for path in paths for each in (Path(path), *sorted(Path(path).rglob("*")))]
-    return [path.as_posix() for path in found if path.is_file() and path.suffix != ".pyc"]
+def _find_in_cache(dep: Dependency) -> CachedFile | None:
+    """Find a dependency that is a file in DVC's cache."""
+    if dep.hash_info.isdir:
+        return None
+    path = Path(dep.repo.cache.local.oid_to_path(dep.hash_info.value))
+    file = CachedFile(str(path), path.stat().st_size if path.exists() else 0, [])
+    return file if file.is_here() else None
 
 
-def _put(paths: Sequence[str], known_hash: str, objects: Objects, ray: Any) -> Any:
-    """Put files into Ray's object store, unless they are in it; return the reference.
+def _hash(files: Files) -> str:
+    digest = hashlib.sha256()
+    for path, content in files.items():
+        digest.update(f"{path} {len(content)} ".encode())
+        digest.update(content.data)
+    return digest.hexdigest()
+
+
+def _put(key: str, parts: Iterable[Files], objects: Objects, ray: Any) -> list[Any]:
+    """Put files into Ray's object store, with a part in memory at a time; return the references.
 
     Args:
-        known_hash: DVC's, of data that is too large to read once per fold; "": compute one. If the
-            data changed since, the task's digest does not match afterwards.
+        key: for `objects`, which tells one content from another. With DVC's hash in it, large files
+            are not read to find that they have been sent. (If they changed since, the task's
+            digest does not match afterwards.)
     """
-    key = f"{paths} {known_hash}"
-    if known_hash and key in objects:
-        return objects[key]
-    files = read_files(Path(), _list_files(paths))
-    if not known_hash:
-        digest = hashlib.sha256()
-        for path, content in files.items():
-            digest.update(f"{path} {len(content)} ".encode())
-            digest.update(content.data)
-        key = digest.hexdigest()
     if key not in objects:
-        objects[key] = ray.put(files)
+        objects[key] = [ray.put(part) for part in parts]
     return objects[key]
 
 
-def train_all(tasks: Sequence[Task], ray: Any) -> dict[str, str]:
+def train_all(tasks: Sequence[Task], objects: Objects, ray: Any) -> dict[str, str]:
     """Train folds on the cluster, and store each one's outputs as soon as it is finished.
 
     A fold whose worker is lost continues on another one from its last checkpoint.
+
+    Args:
+        objects: what has been put into Ray's object store; added to.
 
     Returns:
         Why folds failed, by the digest of their task.
@@ -409,7 +330,7 @@ def train_all(tasks: Sequence[Task], ray: Any) -> dict[str, str]:
                 raise
             except ray.exceptions.RayError as error:
                 del running[stream]
-                reason = " ".join(str(error).split()).split(". ")[0]
+                reason = loss_reason(error)
                 task.losses += 1
                 if task.losses > MOST_LOSSES:
                     failed[task.digest] = f"{task.stage.name}: lost {task.losses} workers: {reason}"
@@ -425,6 +346,10 @@ def train_all(tasks: Sequence[Task], ray: Any) -> dict[str, str]:
                 _write(value, task.checkpoint)
             elif kind == "refused":
                 raise UserError(value)
+            elif kind == "missing":
+                del running[stream]
+                _send(task, value, objects, ray)
+                running[_submit(task, ray)] = task
             else:
                 del running[stream]
                 if kind == "failed":
@@ -442,6 +367,28 @@ def train_all(tasks: Sequence[Task], ray: Any) -> dict[str, str]:
         if time.time() - folder.stat().st_mtime > ABANDONED:
             shutil.rmtree(folder, ignore_errors=True)
     return failed
+
+
+def _send(task: Task, paths: Sequence[str], objects: Objects, ray: Any) -> None:
+    """Put files of DVC's cache that a worker does not see into Ray's object store.
+
+    Raises:
+        UserError: if one is no longer what it was.
+    """
+    for path in paths:
+        file = task.cached[path]
+        cache = task.stage.repo.cache.local
+        try:
+            cache.check(cache.path_to_oid(file.path))
+        except (FileNotFoundError, ObjectFormatError):
+            raise UserError(
+                f"{file.path} is damaged or gone, which was in DVC's cache: run the same command "
+                "again (what is finished is kept)"
+            ) from None
+        if (key := f"{path} {file.path}") not in objects:
+            print(f"{path}: sent to workers, which do not see DVC's cache", flush=True)
+        parts = _put(key, read_parts({path: Path(file.path)}), objects, ray)
+        task.cached[path] = file._replace(parts=parts)
 
 
 def _cancel(streams: Sequence[Any], ray: Any) -> None:
@@ -504,6 +451,7 @@ def _submit(task: Task, ray: Any) -> Any:
         {"DVC_STAGE": task.stage.addressing, "OMP_NUM_THREADS": str(task.threads)},
         task.versions,
         [*task.inputs, ray.put(checkpoint)],
+        task.cached,
         ray.get,
         task.processes,
     )
@@ -542,13 +490,14 @@ def store(task: Task, outputs: Files) -> None:
 
 
 def run_dvc(*arguments: str) -> None:
-    """Run DVC with its output on this terminal.
+    """Run DVC with its output on this terminal; its stage `crop` uses the cluster, if there is one.
 
     Raises:
         UserError: if it is not on PATH, or fails.
     """
     check_installed("dvc")
-    if subprocess.run(["dvc", *arguments]).returncode:
+    environment = {**os.environ, CROP_VARIABLE: os.environ.get("RAY_ADDRESS", "")}
+    if subprocess.run(["dvc", *arguments], env=environment).returncode:
         raise UserError(f"dvc {' '.join(arguments)} failed: see above")
 
 
@@ -600,7 +549,7 @@ def train_experiments(grid: Grid, folder: Path, ray: Any, per_fold: int) -> list
             needed[name] = [task.digest for task in made]
             for task in made:  # experiments may share folds
                 tasks.setdefault(task.digest, task)
-        failed = train_all(list(tasks.values()), ray)
+        failed = train_all(list(tasks.values()), objects, ray)
     for name, digests in needed.items():
         for digest in digests:
             if digest in failed:
@@ -630,13 +579,14 @@ def repro(
     """Reproduce the pipeline as `dvc repro` does, with the folds trained on the cluster."""
     wanted = targets or []
     with only_driver():
-        ray = import_ray()
+        ray = import_ray(remote_stage)
         folds, before = folds_and_what_they_need(wanted)
         if before:
             run_dvc("repro", *before)
         if unfinished(folds):
             with connection(ray):
-                failed = train_all(make_tasks(folds, Objects(), ray, per_fold), ray)
+                objects = Objects()
+                failed = train_all(make_tasks(folds, objects, ray, per_fold), objects, ray)
             if failed:
                 raise UserError(f"failed: {'; '.join(failed.values())}")
         if changed := unfinished([*before, *folds]):
@@ -659,7 +609,7 @@ def sweep(
     """Like `python -m commands.sweep`, with the folds of all experiments trained on the cluster."""
 
     with only_driver():
-        ray = import_ray()
+        ray = import_ray(remote_stage)
 
         def train(grid: Grid, folder: Path) -> list[str]:
             before = _project_state()

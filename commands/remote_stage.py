@@ -1,30 +1,36 @@
 """Run a stage on a worker of a cluster: a machine with the Python packages, and nothing else.
 
-It needs no project, git, DVC or shared folder. Ray sends this module to the workers by value, so it
-imports nothing of the project.
+It needs no project, git, DVC or shared folder. Ray sends this module to the workers by value, as it
+does `ray_cluster`, so it imports nothing else of the project.
 """
 
 import contextlib
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
-import numpy as np
+from face_attributes.ray_cluster import (
+    CachedFile,
+    Files,
+    fault_of_files,
+    read_files,
+    refusal,
+    worker_name,
+    write_files,
+)
 
-Content = np.ndarray[tuple[int], np.dtype[np.uint8]]
-"""The bytes of a file, as an array: Ray shares those between the processes of a machine."""
-Files = dict[str, Content]
-"""Files by their path in the project."""
-Event = tuple[Literal["line", "refused", "failed"], str] | tuple[Literal["saved", "done"], Files]
-"""A line of the stage's output; why this worker refuses the stage; why the stage failed; its
-checkpoint so far; its outputs."""
+Event = (
+    tuple[Literal["line", "refused", "failed"], str]
+    | tuple[Literal["missing"], list[str]]
+    | tuple[Literal["saved", "done"], Files]
+)
+"""A line of the stage's output; why this worker refuses the stage; why the stage failed; files that
+it must be sent; its checkpoint so far; its outputs."""
 
 CHECKPOINTS = ".cache/checkpoints/*.checkpoint"
 POLL_SECONDS = 0.2
@@ -36,6 +42,7 @@ def run_stage(
     environment: Mapping[str, str],
     versions: Mapping[str, str],
     inputs: Iterable[Any],
+    cached: Mapping[str, CachedFile],
     fetch: Callable[[Any], Files],
     processes: int = 1,
 ) -> Iterator[Event]:
@@ -46,58 +53,38 @@ def run_stage(
         outputs: paths of the files to report at the end.
         environment: variables to set in addition to the worker's.
         versions: what `package_version` must return here for each package.
-        inputs: references to the stage's code, the files that it reads and its checkpoint, if any.
+        inputs: references to the stage's code, files that it reads and its checkpoint, if any.
+        cached: other files that it reads, by their path in the project; those that this machine has
+            are not fetched.
         fetch: gets the files of a reference. One after the other, so that they need not fit into
             Ray's memory together, which a task's arguments have to.
         processes: how many run the stage together.
     """
-    worker = f"worker {platform.node()}"
-    for package, version in versions.items():
-        if (installed := package_version(package)) != version:
-            yield (
-                "refused",
-                f"{worker} has {package} {installed}, but this machine has {version}: install the "
-                "same versions on both (requirements.txt, constraints.txt)",
-            )
-            return
+    if problem := refusal(versions):
+        yield "refused", problem
+        return
     try:
         with tempfile.TemporaryDirectory(prefix="face-attributes-") as folder:
-            for reference in inputs:
+            fetched, missing = [*inputs], list[str]()
+            for path, file in cached.items():
+                if file.is_here():
+                    link = Path(folder, path)
+                    link.parent.mkdir(parents=True, exist_ok=True)
+                    link.symlink_to(file.path)
+                elif file.parts:
+                    fetched += file.parts
+                else:
+                    missing.append(path)
+            if missing:
+                yield "missing", missing
+                return
+            for reference in fetched:
                 write_files(Path(folder), fetch(reference))
-            yield from _run(Path(folder), arguments, outputs, environment, worker, processes)
+            yield from _run(Path(folder), arguments, outputs, environment, processes)
     except MemoryError:
-        yield "failed", f"{worker}: out of memory"
+        yield "failed", f"{worker_name()}: out of memory"
     except OSError as error:
-        place = error.filename or tempfile.gettempdir()
-        yield "failed", f"{worker}: {place}: {error.strerror or error}"
-
-
-def package_version(package: str) -> str:
-    """The installed version without its build (+cpu, +cu130), or "missing"."""
-    try:
-        return metadata.version(package).split("+")[0]
-    except metadata.PackageNotFoundError:
-        return "missing"
-
-
-def read_files(folder: Path, paths: Iterable[str]) -> Files:
-    """Read files into memory.
-
-    Raises:
-        OSError: if one cannot be read.
-    """
-    return {path: np.fromfile(folder / path, np.uint8) for path in paths}
-
-
-def write_files(folder: Path, files: Files) -> None:
-    """Write files under a folder of this process's own.
-
-    Raises:
-        OSError: if one cannot be written.
-    """
-    for path, content in files.items():
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        (folder / path).write_bytes(content.data)
+        yield "failed", fault_of_files(error)
 
 
 def _run(
@@ -105,7 +92,6 @@ def _run(
     arguments: Sequence[str],
     outputs: Sequence[str],
     environment: Mapping[str, str],
-    worker: str,
     processes: int,
 ) -> Iterator[Event]:
     log = folder / "output.log"
@@ -142,15 +128,15 @@ def _run(
     if code == 0:
         yield "done", read_files(folder, outputs)
     elif errors := [line for line in lines if line.startswith("error: ")]:
-        yield "failed", f"{worker}: {errors[-1].removeprefix('error: ')}"
+        yield "failed", f"{worker_name()}: {errors[-1].removeprefix('error: ')}"
     elif code < 0:
         yield (
             "failed",
-            f"{worker}: the system killed the stage (signal {-code}), probably because memory ran "
-            "out",
+            f"{worker_name()}: the system killed the stage (signal {-code}), probably because "
+            "memory ran out",
         )
     else:
-        yield "failed", f"{worker}: exit code {code}; its output is above"
+        yield "failed", f"{worker_name()}: exit code {code}; its output is above"
 
 
 def _group_variables(folder: Path, processes: int) -> list[dict[str, str]]:

@@ -25,6 +25,7 @@ FRAME = {
     "params",
     "processes",
     "progress",
+    "ray_cluster",
     "revisions",
 }
 """Modules that cannot change a result, so that no stage depends on them."""
@@ -260,6 +261,7 @@ LAYERS = {
     "progress": {"processes"},
     "command": {"errors", "files", "processes"},
     "revisions": {"errors"},
+    "ray_cluster": {"errors"},
     "photos": {"errors", "files", "progress"},
     "faces": {"errors", "params", "photos"},
     "networks": {"errors", "files", "params", "photos", "processes"},
@@ -307,11 +309,12 @@ def test_training_takes_only_metrics_from_scoring() -> None:
     assert {path.name for path in used if layer_of(path) == "scoring"} == {"metrics.py"}
 
 
-def test_in_the_library_only_command_knows_typer_and_only_revisions_knows_dvc() -> None:
+def test_in_the_library_only_one_module_knows_typer_and_one_each_dvc_and_ray() -> None:
     for module in modules(LIBRARY.name):
         text = module.read_text()
         assert module.stem == "command" or "import typer" not in text, module
         assert module.stem == "revisions" or not re.search("^(import|from) dvc", text, re.M), module
+        assert module.stem == "ray_cluster" or not re.search(r"^\s*(import|from) ray\b", text, re.M)
 
 
 def test_module_names_are_distinct() -> None:

@@ -327,7 +327,7 @@ def run_on_worker(
 ) -> Iterator[Event]:
     """Events of a worker of the cluster on which several processes run a stage."""
     environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "DVC_STAGE": "train@0"}
-    return run_stage(arguments, outputs, environment, {}, [files], lambda files: files, number)
+    return run_stage(arguments, outputs, environment, {}, [files], {}, dict, number)
 
 
 def errors(events: Sequence[Event]) -> list[str]:

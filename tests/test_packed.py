@@ -12,7 +12,13 @@ import pytest
 import torch
 
 from face_attributes.networks.device import mapped_tensor
-from face_attributes.photos.packed import Pixels, prefetch, read_packed, write_packed
+from face_attributes.photos.packed import (
+    Pixels,
+    packed_writer,
+    prefetch,
+    read_packed,
+    write_packed,
+)
 
 
 def crops_of(values: range, side: int = 4) -> list[Pixels]:
@@ -25,6 +31,15 @@ def test_crops_are_read_as_they_were_written(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_packed(tmp_path / "a.npy"), crops_of(range(5)))
     write_packed(tmp_path / "none.npy", [], 0, 4)
     assert read_packed(tmp_path / "none.npy").shape == (0, 4, 4, 3)
+
+
+def test_crops_may_be_written_in_any_order(tmp_path: Path) -> None:
+    crops = crops_of(range(5))
+    write_packed(tmp_path / "in_order.npy", crops, 5, 4)
+    with packed_writer(tmp_path / "a.npy", 5, 4) as write:
+        for row in (3, 0, 4, 1, 2):
+            write(row, crops[row])
+    assert (tmp_path / "a.npy").read_bytes() == (tmp_path / "in_order.npy").read_bytes()
 
 
 def test_a_file_with_another_number_of_crops_is_not_left_behind(tmp_path: Path) -> None:

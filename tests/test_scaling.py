@@ -14,7 +14,7 @@ from benchmarks.scaling import (
 )
 
 FREE = Parts(
-    clean_and_crop=0, hash=0, pair=0, start=0, photos_per_second=100,
+    clean=0, crop=0, send=0, hash=0, pair=0, start=0, photos_per_second=100,
     disk_bytes_per_second=1e9, network_bytes_per_second=1e9, dvc_per_experiment=0, cores=1,
     bytes_per_photo=0, bytes_per_row=0, checkpoint_bytes=1,
 )  # fmt: skip
@@ -45,6 +45,12 @@ def test_crops_spread_over_machines_that_double_in_each_round() -> None:
     assert copied == pytest.approx([3, 6, 9, 12])
     slow = parts._replace(disk_bytes_per_second=1e8)
     assert phases(slow, WORK, 8, 8)["copy"] == pytest.approx(30)
+
+
+def test_all_machines_crop_until_the_driver_has_no_time_to_send_more() -> None:
+    parts = FREE._replace(crop=0.016, send=0.004)
+    cropped = [phases(parts, WORK, gpus, 8)["crop"] for gpus in (8, 16, 32, 64)]
+    assert cropped == pytest.approx([48, 24, 12, 12])
 
 
 def test_duplicates_grow_with_the_square_of_the_photos() -> None:

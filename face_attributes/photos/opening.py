@@ -124,13 +124,19 @@ def open_photo(
     """
     with unreadable_explained(source):
         # All at once: from here on, every complaint is about the content, except for memory.
-        content = _read(source) if isinstance(source, Path) else source.getvalue()
+        content = read_photo(source) if isinstance(source, Path) else source.getvalue()
         # Damaged photos are listed in rejected.csv; odd EXIF is not worth a warning.
         with warnings.catch_warnings(action="ignore", category=UserWarning):
             return _decode(content, max_pixels, formats)
 
 
-def _read(path: Path) -> bytes:
+def read_photo(path: Path) -> bytes:
+    """Read a photo's file.
+
+    Raises:
+        BadPhotoError: if it is too large.
+        OSError, MemoryError: if it cannot be read.
+    """
     if path.stat().st_size > MAX_BYTES:
         raise BadPhotoError(f"has more than {MAX_BYTES // 10**6} MB")
     return path.read_bytes()

@@ -4,7 +4,8 @@ Readers map it into memory: the system keeps in RAM what fits, and reads the res
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -16,20 +17,35 @@ Pixels = NDArray[np.uint8]
 PackedPixels = np.memmap[tuple[int, int, int, int], np.dtype[np.uint8]]
 
 
-def write_packed(path: Path, crops: Iterable[Pixels], count: int, side: int) -> None:
-    """Write `count` crops (side x side x 3, uint8) with one crop in memory at a time.
+@contextmanager
+def packed_writer(path: Path, count: int, side: int) -> Iterator[Callable[[int, Pixels], None]]:
+    """Write a packed array of `count` crops with one crop in memory at a time, in any order.
 
     Uses plain writes: on a full disk they raise, where a memory map would kill the process.
+
+    Yields:
+        `write(row, crop)`, to call once per row with a crop of side x side x 3, uint8.
     """
     header = {"descr": "|u1", "fortran_order": False, "shape": (count, side, side, 3)}
     with write_whole(path) as file:
         np.lib.format.write_array_header_1_0(file, header)
-        written = 0
-        for crop in crops:
+        start, written = file.tell(), np.zeros(count, dtype=bool)
+
+        def write(row: int, crop: Pixels) -> None:
+            file.seek(start + row * crop.nbytes)
             file.write(np.ascontiguousarray(crop).tobytes())
-            written += 1
-        if written != count:
-            raise ValueError(f"{path}: {written} crops instead of {count}")
+            written[row] = True
+
+        yield write
+        if not written.all():
+            raise ValueError(f"{path}: {written.sum()} crops instead of {count}")
+
+
+def write_packed(path: Path, crops: Iterable[Pixels], count: int, side: int) -> None:
+    """Write `count` crops (side x side x 3, uint8) that come in order."""
+    with packed_writer(path, count, side) as write:
+        for row, crop in enumerate(crops):
+            write(row, crop)
 
 
 def read_packed(path: Path) -> PackedPixels:
