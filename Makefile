@@ -10,7 +10,7 @@ run: setup
 	dvc repro
 	python -m commands.show
 
-# One thread per test worker: there is one worker per core.
+# One thread per test worker: there is a worker per core, and one more.
 test check: export OMP_NUM_THREADS := 1
 
 test: lint browser

@@ -19,6 +19,7 @@ import os
 import re
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
@@ -26,6 +27,8 @@ from typing import Annotated
 
 import pandas as pd
 import typer
+from dvc.exceptions import DvcException
+from dvc.utils.hydra import apply_overrides
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from rich.console import Console
@@ -36,7 +39,7 @@ from face_attributes.command import TIMES_VARIABLE, user_command
 from face_attributes.errors import UserError, last_error
 from face_attributes.files import read_json, write_table, write_whole
 from face_attributes.pages.charts import sweep_chart, to_html, to_png
-from face_attributes.params import read_params
+from face_attributes.params import check_params, read_params, read_yaml
 from face_attributes.progress import progress
 from face_attributes.scoring.paired_differences import (
     FIRST,
@@ -89,6 +92,23 @@ def make_grid(arguments: Sequence[str]) -> Grid:
             )
         grid[name] = [f"{key}={value}" for key, value in pairs]
     return grid
+
+
+def check_values(grid: Grid) -> None:
+    """Check that params.yaml accepts the values of each experiment, before any runs.
+
+    Raises:
+        UserError: naming the experiment.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        for name, overrides in grid.items():
+            changed = shutil.copy("params.yaml", folder)
+            try:
+                apply_overrides(changed, overrides)
+                check_params(read_yaml(Path(changed)), Path("params.yaml"))
+            except (DvcException, UserError) as error:
+                reason = " ".join(str(error.__cause__ or error).split())
+                raise UserError(f"{name}: {reason}") from None
 
 
 def _name(pairs: Sequence[tuple[str, str]]) -> str:
@@ -234,6 +254,7 @@ def run_sweep(
     """
     params = read_params()
     grid = make_grid(arguments)
+    check_values(grid)
     commit, state = run_command("git", "rev-parse", "HEAD")[:9], uncommitted_state()
     folder = out / commit
     if state:

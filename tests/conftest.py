@@ -37,6 +37,11 @@ Change = Callable[..., None]
 Run = Callable[..., Result]
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """One worker more than cores: many tests wait for processes that they started."""
+    return (os.cpu_count() or 1) + 1
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run the longest files first, so that no worker is left alone with one at the end."""
     order = {name: place for place, name in enumerate(LONGEST)}

@@ -428,7 +428,7 @@ def wait_for_checkpoints(project: Project, number: int) -> None:
     raise AssertionError("no checkpoints")
 
 
-EPOCHS = {"epochs": 6, "patience": 6}
+EPOCHS = {"epochs": 4, "patience": 4}
 DATA = [
     "data/crop/fallback.json",
     "data/crop/train.npy",
@@ -494,7 +494,7 @@ def test_a_node_killed_within_a_fold_changes_no_byte(
     assert re.search(
         r"^train@.: lost its worker, continues elsewhere: .* dead or unavailable$", output, re.M
     ), output
-    assert re.search(r"^fold . resuming after epoch [1-5]/6", output, re.M), output
+    assert re.search(r"^fold . resuming after epoch [1-3]/4", output, re.M), output
     sent = re.findall(r"^(\S+): sent to workers, which do not see DVC's cache$", output, re.M)
     assert sorted(sent) == DATA
     assert "Running stage 'train" not in output
@@ -564,22 +564,19 @@ def test_what_a_cluster_lacks_is_a_line(project: Project, cluster: Any) -> None:
 def test_a_sweep_trains_the_folds_of_all_experiments_on_the_cluster(
     project: Project, cluster: Any
 ) -> None:
-    """Experiments with the same folds share them; one with a bad value fails alone."""
-    values = ["train.freeze=layer4", "predict.tau=0.0,1.0,99.0"]
-    with driver(project, cluster, "sweep", *values) as process:
+    """One that fails does so alone."""
+    with driver(project, cluster, "sweep", "train.freeze=layer4,nosuch") as process:
         output, _ = process.communicate()
     assert process.returncode == 1
-    assert output.endswith(
-        "error: failed, and not in the table: freeze-layer4_predict.tau-99.0\n"
-    ), output
+    assert output.endswith("error: failed, and not in the table: freeze-nosuch\n"), output
     assert len(re.findall("train@.: finished", output)) == 2
-    table = pd.read_csv(project.folder / "sweep/sweep.csv").set_index("run")
-    assert set(table.index) == {"freeze-layer4_predict.tau-0.0", "freeze-layer4_predict.tau-1.0"}
-    log = project.folder.glob("sweep/*/freeze-layer4_predict.tau-0.0/log.txt")
+    table = pd.read_csv(project.folder / "sweep/sweep.csv")
+    assert table["run"].to_list() == ["freeze-layer4"]
+    log = project.folder.glob("sweep/*/freeze-layer4/log.txt")
     assert next(log).read_text().count("is cached - skipping run") >= 2
-    compared = project.python("commands.compare", "HEAD", "freeze-layer4_predict.tau-1.0")
+    compared = project.python("commands.compare", "HEAD", "freeze-layer4")
     assert "macro F1" in compared
-    project.run("dvc", "exp", "apply", "freeze-layer4_predict.tau-1.0")
+    project.run("dvc", "exp", "apply", "freeze-layer4")
     assert project.outdated().isdisjoint({"train@0", "train@1", "predict", "aggregate"})
     project.restore()
     assert project.run("git", "status", "--porcelain") == ""
@@ -589,12 +586,14 @@ def test_a_sweep_trains_the_folds_of_all_experiments_on_the_cluster(
 def test_without_an_address_ray_starts_on_this_machine_and_listens_to_it_alone(
     project: Project,
 ) -> None:
+    """So do the processes that train a fold together."""
     project.set(train={"freeze": "layer4", "seed": 8})
+    command = [sys.executable, "-m", "commands.cluster", "repro", "train@0", "--per-fold", "2"]
     with subprocess.Popen(
-        [sys.executable, "-m", "commands.cluster", "repro", "train@0"], cwd=project.folder,
-        env=ENVIRONMENT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        command, cwd=project.folder, env=ENVIRONMENT, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     ) as process:  # fmt: skip
-        output = read_until(process, "train fold 0: 126 photos")
+        output = read_until(process, "train fold 0: 126 photos.*, in 2 processes")
         addresses = {
             connection.laddr.ip.removeprefix("::ffff:")
             for each in psutil.Process(process.pid).children(recursive=True)
@@ -605,17 +604,4 @@ def test_without_an_address_ray_starts_on_this_machine_and_listens_to_it_alone(
     assert process.returncode == 0, output
     assert addresses == {"127.0.0.1"}
     assert "Stage 'train@0' is cached - skipping run" in output
-    project.restore()
-
-
-@pytest.mark.slow
-def test_two_processes_train_a_fold_together(project: Project) -> None:
-    project.set(train={"freeze": "layer3", "seed": 9, "precision": "fp32"})
-    output = project.python("commands.cluster", "repro", "train@0", "--per-fold", "2")
-    assert output.count("parameters train, on cpu in torch.float32, in 2 processes\n") == 1, output
-    assert "Stage 'train@0' is cached - skipping run" in output
-    predicted = project.folder / "data/train/fold0/out_of_fold.csv"
-    together = pd.read_csv(predicted)
-    project.run("dvc", "repro", "--force", "--no-run-cache", "--single-item", "train@0")
-    pd.testing.assert_frame_equal(pd.read_csv(predicted), together, atol=0.01, rtol=0)
     project.restore()

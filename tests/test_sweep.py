@@ -59,6 +59,22 @@ def test_an_argument_that_is_no_list_of_values_is_one_line(
         make_grid(arguments)
 
 
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("train.frez=0,1", "frez-0: Could not override 'train.frez'."),
+        ("predict.tau=1.0,99.0", "predict.tau-99.0: params.yaml: predict.tau: write auto or a num"),
+        ("train.seed=0,x", "seed-x: params.yaml: train.seed: "),
+    ],
+)
+def test_values_that_params_yaml_refuses_are_one_line_before_any_run(
+    run: Run, argument: str, message: str
+) -> None:
+    output = run(sweep.main, argument, code=1).output
+    assert output.startswith(f"error: {message}")
+    assert output.count("\n") == 1
+
+
 def test_of_a_failed_program_its_last_error_is_shown() -> None:
     with pytest.raises(UserError, match=r"^git frob: git: 'frob' is not a git command\."):
         sweep.run_command("git", "frob")
@@ -108,38 +124,36 @@ def test_without_git_or_dvc_on_the_path_it_is_one_line(
 
 @pytest.mark.slow
 def test_a_sweep_continues_after_a_kill_and_past_a_failure(project: Project) -> None:
-    """A tau of 99 is not allowed; the others need no training, which DVC has the results of."""
-    sweep = ["commands.sweep", "predict.tau=0.5,99.0,1.0"]
+    """DVC has the results of `none`; there is no part `nosuch`."""
+    sweep = ["commands.sweep", "train.freeze=none,nosuch,layer4"]
     with subprocess.Popen(
         [sys.executable, "-m", *sweep], cwd=project.folder, env=ENVIRONMENT, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
     ) as process:  # fmt: skip
         assert process.stdout is not None
-        next(line for line in process.stdout if line == "predict.tau-0.5: done\n")
+        next(line for line in process.stdout if line == "freeze-none: done\n")
         os.killpg(process.pid, signal.SIGKILL)
 
     output = project.python(*sweep, code=1)
-    assert "predict.tau-0.5: done before" in output
-    assert "predict.tau-1.0: done\n" in output
-    assert "predict.tau-99.0: failed; the end of" in output
-    assert "predict.tau: write auto or a number from 0 to 10 (is 99.0)" in output
-    assert output.endswith("error: failed, and not in the table: predict.tau-99.0\n")
-    table = pd.read_csv(project.folder / "sweep/sweep.csv")
-    assert sorted(table["run"]) == ["predict.tau-0.5", "predict.tau-1.0"]
-    assert table["seconds"].isna().all()
+    assert "freeze-none: done before" in output
+    assert "freeze-layer4: done\n" in output
+    assert "freeze-nosuch: failed; the end of" in output
+    assert "train.freeze: this network has no part 'nosuch'" in output
+    assert output.endswith("error: failed, and not in the table: freeze-nosuch\n")
     assert project.run("git", "status", "--porcelain") == ""
 
 
 @pytest.mark.slow
-def test_experiments_of_a_sweep_are_ranked_and_drawn_and_known_to_dvc(project: Project) -> None:
+def test_its_experiments_are_ranked_and_drawn_and_known_to_dvc(project: Project) -> None:
     output = project.python("commands.sweep", "train.freeze=none,layer4", "--jobs", "2")
-    assert "freeze-layer4: done" in output
+    assert "freeze-layer4: done before" in output
     table = pd.read_csv(project.folder / "sweep/sweep.csv").set_index("run")
     assert set(table.index) == {"freeze-none", "freeze-layer4"}
     assert (table["low"] <= table["macro_f1"]).all()
     assert table.loc["freeze-none", "difference"] == 0
     assert table.loc["freeze-none", "verdict"] == "the first"
     assert table.loc["freeze-layer4", "seconds"] > 0
+    assert pd.isna(table.loc["freeze-none", "seconds"]), "not trained again"
     assert table["folds_choosing"].sum() == len(SMALL["folds"]["index"])
     assert "Nested choice, which chooses on all folds but one" in " ".join(output.split())
     with Image.open(project.folder / "sweep/sweep.png") as picture:
