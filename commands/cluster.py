@@ -513,7 +513,9 @@ def project_copy() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(dir=".dvc/tmp", prefix="cluster-") as name:
         copy = Path(name).resolve()
         with tarfile.open(fileobj=io.BytesIO(archive)) as files:
-            files.extractall(copy, filter="tar")
+            # An attribute, because Python before 3.11.4 knows no argument `filter`.
+            files.extraction_filter = getattr(tarfile, "tar_filter", None)
+            files.extractall(copy)
         if Path(".dvc/config.local").exists():
             shutil.copy(".dvc/config.local", copy / ".dvc")
         with contextlib.chdir(copy):

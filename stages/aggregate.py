@@ -181,8 +181,14 @@ def read_answered(submission: Path, answers: Path) -> pd.DataFrame:
             "true labels, as in the competition's info.csv, the evaluation scores mean nothing",
             file=sys.stderr,
         )
-    table = given.merge(predicted, on="ImageID", suffixes=("", "_predicted"))
-    return table.set_axis(["photo", "label", "predicted"], axis=1)
+    of_photo = predicted.set_index("ImageID")["ans"]
+    return pd.DataFrame(
+        {
+            "photo": given["ImageID"],
+            "label": given["ans"],
+            "predicted": of_photo.loc[given["ImageID"]].to_numpy(),
+        }
+    )
 
 
 def score_evaluation(answered: pd.DataFrame) -> dict[str, float]:
@@ -204,9 +210,10 @@ def evaluation_calibration_error(
         answered: photo, label.
         probabilities: photo, p0 to p17; unreadable photos have none.
     """
-    table = answered.merge(probabilities, on="photo")
-    if table.empty:
+    known = probabilities[probabilities["photo"].isin(answered["photo"])]
+    if known.empty:
         return {}
+    table = answered.merge(known, on="photo")
     bins = calibration_table(table[PROBABILITIES].to_numpy(), table["label"].to_numpy())
     return {"expected_calibration_error_evaluation": expected_calibration_error(bins)}
 

@@ -66,6 +66,14 @@ def run_aggregate(run: Run, answers: str, code: int = 0) -> tuple[dict[str, Any]
     return json.loads(Path("metrics.json").read_text()), output
 
 
+def test_there_may_be_no_evaluation_photos(run: Run) -> None:
+    for table in ("s.csv", "probabilities.csv"):
+        Path(table).write_text(Path(table).read_text().splitlines()[0] + "\n")
+    metrics, _ = run_aggregate(run, "")
+    assert metrics["evaluation"] == {}
+    assert "expected_calibration_error_evaluation" not in metrics["calibration"]
+
+
 def test_unreadable_evaluation_photos_count_for_scores_and_not_for_calibration(run: Run) -> None:
     """No network has seen them: their answer is a guess without probabilities."""
     before, _ = run_aggregate(run, "a.jpg,4\nb.jpg,5\n")
