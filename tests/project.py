@@ -149,7 +149,7 @@ def ends_soon(pid: str) -> bool:
             # Its other threads may end after the first one, and hold its locks until then.
             if state == "Z" and len(os.listdir(f"/proc/{pid}/task")) == 1:
                 return True
-        except FileNotFoundError:
+        except (FileNotFoundError, ProcessLookupError):  # gone before, or while, it is read
             return True
         time.sleep(0.05)
     return False
