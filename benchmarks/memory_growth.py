@@ -37,7 +37,7 @@ from face_attributes.photos.labels import NUM_CLASSES
 from face_attributes.photos.packed import Pixels, read_packed, write_packed
 from face_attributes.processes import map_on_all_cores
 from face_attributes.training.inputs import Inputs, Photos, load_photos
-from face_attributes.training.loop import Fold, evaluate, start_run, train_epoch
+from face_attributes.training.loop import Fold, evaluate, make_step, start_run, train_epoch
 
 FACTORS = (1, 4, 16)
 BATCH = 256
@@ -96,7 +96,7 @@ def train(crops: Path, count: int, params: Params, in_memory: bool = False) -> N
     settings = params.train.model_copy(update={"batch_size": BATCH, "freeze": "none"})
     inputs = Inputs(photos, settings, hardware, None, network)
     run = start_run(network, fold, settings, hardware.loss_scaler())
-    train_epoch(run, inputs, fold, settings)
+    train_epoch(run, inputs, fold, make_step(run, inputs, fold))
     evaluate(inputs, fold.validation)
 
 

@@ -46,7 +46,7 @@ from face_attributes.params import Params, read_params
 from face_attributes.photos.labels import NUM_CLASSES
 from face_attributes.photos.opening import open_photo
 from face_attributes.training.inputs import Inputs, Photos
-from face_attributes.training.loop import Fold, start_run, train_epoch
+from face_attributes.training.loop import Fold, make_step, start_run, train_epoch
 from stages.duplicates import close_pairs, perceptual_hashes
 from stages.sample import draw_photo, roster
 
@@ -230,7 +230,8 @@ def training_rate(params: Params) -> float:
     fold = Fold(0, rows, rows, functional.one_hot(labels, NUM_CLASSES).float())
     inputs = Inputs(photos, train, hardware, None, network)
     run = start_run(network, fold, train, hardware.loss_scaler())
-    return count / median_seconds(lambda: train_epoch(run, inputs, fold, train), 2)
+    step = make_step(run, inputs, fold)
+    return count / median_seconds(lambda: train_epoch(run, inputs, fold, step), 2)
 
 
 @user_command

@@ -259,7 +259,7 @@ def main(
     ] = 50_000_000,
     device: Annotated[Device, typer.Option(help="auto: a GPU if there is one")] = "auto",
     precision: Annotated[
-        Precision, typer.Option(help="auto: bf16 where the hardware computes in it")
+        Precision, typer.Option(help="auto: fp16 or bf16 where the hardware is fast in it")
     ] = "auto",
 ) -> None:
     """Classify the faces in PHOTOS: mask, gender and age group.

@@ -70,7 +70,7 @@ def main(
     ] = 50_000_000,
     device: Annotated[Device, typer.Option(help="auto: a GPU if there is one")] = "auto",
     precision: Annotated[
-        Precision, typer.Option(help="auto: bf16 where the hardware computes in it")
+        Precision, typer.Option(help="auto: fp16 or bf16 where the hardware is fast in it")
     ] = "auto",
 ) -> None:
     """Serve a page on 127.0.0.1 that classifies the faces in a photo."""

@@ -146,8 +146,8 @@ def overflow_in_the_last_process() -> tuple[int, float]:
     inputs = prepare_inputs(network, photos, params, CPU16, FeatureStore(Path("features"), 0))
     calls = {2} if rank() == processes() - 1 else set[int]()
     inputs = dataclasses.replace(inputs, rest=Overflowing(inputs.rest, calls).train())
-    loop.train_epoch(run, inputs, fold, params)
-    return run.scheduler.last_epoch, run.scaler.get_scale()
+    loop.train_epoch(run, inputs, fold, loop.make_step(run, inputs, fold))
+    return int(run.steps), run.scaler.get_scale()
 
 
 @dataclass(frozen=True)

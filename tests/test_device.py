@@ -149,8 +149,7 @@ def test_precision_of_a_gpu_is_the_fastest_that_it_has_hardware_for(
     pretend_gpus(monkeypatch, (7, 0), (7, 5), (8, 6))
     assert choose_hardware("auto", "auto", "") == Hardware(torch.device("cuda:1"), torch.float16)
     assert choose_hardware("auto", "fp32", "").dtype == torch.float32
-    pretend_gpus(monkeypatch, (7, 0), (8, 6))
-    assert choose_hardware("auto", "auto", "") == Hardware(torch.device("cuda:1"), torch.bfloat16)
+    assert choose_hardware("auto", "bf16", "").dtype == torch.bfloat16
     assert gpu_precision((6, 0), "Tesla P100") == torch.float32
     assert gpu_precision((7, 5), "NVIDIA GeForce GTX 1660 Ti") == torch.float32, "no tensor cores"
 

@@ -25,6 +25,7 @@ from face_attributes.training.checkpoint import Checkpoint
 from face_attributes.training.feature_store import FeatureStore
 from face_attributes.training.inputs import Inputs, prepare_inputs
 from face_attributes.training.loop import FitResult, Fold, crowding
+from face_attributes.training.optimizer import learning_rate_factor
 from tests.small import CPU, graded_photos, tiny_network, train_params
 
 TRAINING, HELD_OUT = torch.arange(24), torch.arange(24, 36)
@@ -368,12 +369,15 @@ def test_step_whose_scaled_gradient_overflows_does_not_count() -> None:
     before = copy_state(network)
     run = loop.start_run(network, fold, params, CPU16.loss_scaler())
     inputs = prepare_inputs(network, photos, params, CPU16, FeatureStore(Path("features"), 0))
-    loop.train_epoch(run, overflow({1, 2}, inputs), fold, params)
-    assert run.scheduler.last_epoch == 1
+    inputs = overflow({1, 2}, inputs)
+    loop.train_epoch(run, inputs, fold, loop.make_step(run, inputs, fold))
+    assert run.steps == 1
+    expected = params.head_lr * learning_rate_factor(1, 3 * params.epochs, params.optimizer.warmup)
+    assert run.optimizer.param_groups[-1]["lr"] == expected
     assert run.scaler.get_scale() == 2**14
     assert all(state["step"] == 1 for state in run.optimizer.state.values())
-    for name, average in run.average.items():
-        after = network.state_dict()[name]
+    for name, after in network.named_parameters():  # BatchNorm's statistics change in all three
+        average = run.average[name]
         assert not torch.equal(after, before[name])
         torch.testing.assert_close(average, 0.75 * before[name] + 0.25 * after)
 

@@ -13,6 +13,7 @@ from face_attributes.training.optimizer import (
     allocate_moments,
     learning_rate_factor,
     make_optimizer,
+    set_learning_rates,
 )
 from tests.small import seeded, tiny_network, train_params
 
@@ -103,6 +104,18 @@ def test_a_first_step_that_overflows_leaves_no_trace(name: str) -> None:
             optimizer.zero_grad()
     for key, tensor in networks[0].state_dict().items():
         torch.testing.assert_close(networks[1].state_dict()[key], tensor)
+
+
+def test_learning_rates_are_peaks_times_a_factor_and_stay_where_they_are() -> None:
+    """A recorded step reads them there."""
+    params = train_params(head_lr=0.1, backbone_lr=0.01)
+    optimizer = make_optimizer(tiny_network(), params)
+    places = [group["lr"].data_ptr() for group in optimizer.param_groups]
+    for factor in (0.5, 1.0, 0.2):
+        set_learning_rates(optimizer, torch.tensor(factor, dtype=torch.float64))
+        rates = [group["lr"].item() for group in optimizer.param_groups]
+        assert rates == [0.01 * factor, 0.1 * factor]
+    assert [group["lr"].data_ptr() for group in optimizer.param_groups] == places
 
 
 def test_learning_rate_rises_and_falls() -> None:

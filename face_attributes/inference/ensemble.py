@@ -90,6 +90,21 @@ def predict_batch(ensemble: Ensemble, pixels: Tensor, hardware: Hardware) -> Ten
     return probabilities
 
 
+def to_host(probabilities: Tensor, hardware: Hardware) -> Tensor:
+    """Copy probabilities from the device.
+
+    Raises:
+        UserError: if some are not numbers.
+    """
+    copied = probabilities.cpu()
+    if not copied.isfinite().all():
+        raise UserError(
+            f"the networks' outputs are beyond the range of {hardware.dtype}: set train.precision "
+            "(on the command line --precision) to fp32"
+        )
+    return copied
+
+
 def ensemble_probabilities(
     networks: Sequence[nn.Module],
     pixels: Pixels,
@@ -105,6 +120,9 @@ def ensemble_probabilities(
         pixels: crops, N x S x S x 3, uint8; a packed array is read a batch at a time.
         batch_size: images computed at once; each view of a photo is one.
         rows: of the crops to predict (R); None: all.
+
+    Raises:
+        UserError: as `predict_batch` and `to_host`.
     """
     ensemble = Ensemble(networks, recipes)
     numbers = torch.arange(len(pixels)) if rows is None else torch.from_numpy(rows)
@@ -115,5 +133,5 @@ def ensemble_probabilities(
     for number, batch in enumerate(progress(crops, len(batches), "predict: batches")):
         # In place, so that memory stays flat.
         predicted[number * size :][:size] = predict_batch(ensemble, batch, hardware)
-    probabilities: Probabilities = predicted.cpu().numpy()
+    probabilities: Probabilities = to_host(predicted, hardware).numpy()
     return probabilities

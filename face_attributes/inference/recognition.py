@@ -30,7 +30,7 @@ from face_attributes.faces.boxes import BOX, DETECTED, WHOLE_PHOTO, Boxes
 from face_attributes.faces.boxes import Way as DetectedWay
 from face_attributes.faces.cut import cut
 from face_attributes.faces.detect import find_faces
-from face_attributes.inference.ensemble import Ensemble, predict_batch
+from face_attributes.inference.ensemble import Ensemble, predict_batch, to_host
 from face_attributes.networks.device import Hardware
 from face_attributes.networks.recipe import Recipe
 from face_attributes.photos.labels import GENDERS, MASKS, NUM_AGE_GROUPS, attribute_names
@@ -151,11 +151,12 @@ def classify(
     probabilities = [
         crop_probabilities
         for start in range(0, len(crops), MAX_BATCH)
-        for crop_probabilities in predict_batch(
-            ensemble, torch.from_numpy(np.stack(crops[start : start + MAX_BATCH])), hardware
-        )
-        .cpu()
-        .numpy()
+        for crop_probabilities in to_host(
+            predict_batch(
+                ensemble, torch.from_numpy(np.stack(crops[start : start + MAX_BATCH])), hardware
+            ),
+            hardware,
+        ).numpy()
     ]
     next_probabilities = iter(probabilities)
     names = attribute_names(recipe.age_edges)

@@ -129,8 +129,8 @@ def prepare_hardware(
 
     Args:
         device: "auto" is CUDA if there is a GPU that can be used, else the CPU.
-        precision: "auto" is bfloat16 if the hardware supports it, else float16 on a GPU with tensor
-            cores, else float32.
+        precision: "auto" is float16 on a GPU with tensor cores, bfloat16 on a CPU that has hardware
+            for it, else float32.
         key: parameter or option that `device` comes from, for the error.
         rank, processes: of this process among several, each of which uses the GPU of its place.
 
@@ -228,10 +228,11 @@ def make_hardware(gpu: int | None, precision: Precision) -> Hardware:
 def gpu_precision(capability: tuple[int, int], name: str) -> torch.dtype:
     """The fastest precision that a GPU has hardware for.
 
-    A V100 and a T4 have none for bfloat16, and a GTX 16xx, although of the T4's generation, has no
-    tensor cores.
+    Not bfloat16 on NVIDIA's: torch then computes BatchNorm by slow kernels of its own instead of
+    cuDNN's (a third more time on an H200, `benchmarks.gpu`), and three more bits of mantissa bring
+    gradients nearer to float32's. A GTX 16xx, although of the T4's generation, has no tensor cores.
     """
-    if capability >= (8, 0) or torch.version.hip:
+    if torch.version.hip:
         return torch.bfloat16
     if capability >= (7, 0) and "GTX 16" not in name:
         return torch.float16

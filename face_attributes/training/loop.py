@@ -46,6 +46,7 @@ from face_attributes.training.data_parallel import (
     sum_gradients,
     sum_over_processes,
 )
+from face_attributes.training.graphed_step import GraphedStep, Step
 from face_attributes.training.imbalance import (
     class_counts,
     draw_batches,
@@ -54,7 +55,11 @@ from face_attributes.training.imbalance import (
     steps_per_epoch,
 )
 from face_attributes.training.inputs import Inputs, plain_views
-from face_attributes.training.optimizer import learning_rate_factor, make_optimizer
+from face_attributes.training.optimizer import (
+    learning_rate_factor,
+    make_optimizer,
+    set_learning_rates,
+)
 from face_attributes.training.targets import main_class
 
 CROWDED = 0.7
@@ -91,12 +96,16 @@ class FitResult:
 class TrainingRun:
     """Everything that changes during a run, and therefore everything a checkpoint holds.
 
-    `names` are the tensors that train at some time during the run; states hold only these.
+    `schedule` has the factor of the learning rates in each step (float64), and `steps` counts the
+    steps taken (0-dim, int64), both on the device: in float16, the host need not wait to know
+    whether a step counts. `names` are the tensors that train at some time during the run; states
+    hold only these.
     """
 
     network: nn.Module
     optimizer: torch.optim.Optimizer
-    scheduler: torch.optim.lr_scheduler.LRScheduler
+    schedule: Tensor
+    steps: Tensor
     scaler: torch.amp.GradScaler
     generator: torch.Generator
     micro_batch: int
@@ -123,7 +132,7 @@ class TrainingRun:
             "network": self.last_state,
             "average": {name: tensor.clone() for name, tensor in self.average.items()},
             "optimizer": copy.deepcopy(self.optimizer.state_dict()),
-            "scheduler": copy.deepcopy(self.scheduler.state_dict()),
+            "steps": self.steps.clone(),
             "scaler": self.scaler.state_dict(),
             "random": [generator.get_state() for generator in self.generators()],
             "micro_batch": self.micro_batch,
@@ -136,7 +145,7 @@ class TrainingRun:
         self.network.load_state_dict(state["network"], strict=False)
         self.average = state["average"]
         self.optimizer.load_state_dict(state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
+        self.steps = state["steps"]
         self.scaler.load_state_dict(state["scaler"])
         for generator, random in zip(self.generators(), state["random"], strict=True):
             generator.set_state(random.cpu())
@@ -177,24 +186,25 @@ def fit(
         run.load_state_dict(saved)
         report(f"resuming after epoch {len(run.history)}/{params.epochs}")
 
-    inputs, point, crowded = None, "", ""
+    inputs, step, point, crowded = None, None, "", ""
     for epoch in range(len(run.history), params.epochs):
         if epoch - run.best_epoch > params.patience:
             break
-        if inputs is None or point != freeze_point(network, params, epoch):
+        if inputs is None or step is None or point != freeze_point(network, params, epoch):
             point = freeze_point(network, params, epoch)
             freeze(network, point)
-            del inputs  # free the old features first: the new ones may need the same GPU memory
+            # Free the old features first: the new ones may need the same GPU memory.
+            del inputs, step
             with first_process_first():
                 inputs = make_inputs(network)
+            step = make_step(run, inputs, fold)
         start, processor_start = time.perf_counter(), time.process_time()
-        train_loss = train_epoch(run, inputs, fold, params)
+        train_loss = train_epoch(run, inputs, fold, step)
         run.last_state = run.snapshot()
         with averaged_weights(run):
             scores = evaluate(inputs, fold.validation)
             state = run.snapshot() if run.average else run.last_state
-        steps: int = run.scheduler.last_epoch  # steps, not epochs: it is stepped per batch
-        check_finite({"validation loss": torch.tensor([scores["loss"]])}, steps, params)
+        check_finite({"validation loss": torch.tensor([scores["loss"]])}, int(run.steps), params)
         run.history.append(
             {
                 "epoch": epoch,
@@ -267,18 +277,21 @@ def start_run(
         )
     steps = batches * params.epochs
     optimizer = make_optimizer(network, params)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: learning_rate_factor(step, steps, params.optimizer.warmup)
-    )
+    factors = [
+        learning_rate_factor(step, steps, params.optimizer.warmup) for step in range(steps + 1)
+    ]
+    device = fold.targets.device
     run = TrainingRun(
         network,
         optimizer,
-        scheduler,
+        torch.tensor(factors, dtype=torch.float64, device=device),
+        torch.zeros((), dtype=torch.int64, device=device),
         scaler,
-        torch.Generator(fold.targets.device).manual_seed(seed),
+        torch.Generator(device).manual_seed(seed),
         params.batch_size,
         trained_names(network),
     )
+    set_learning_rates(optimizer, run.schedule[0])
     if params.optimizer.ema:
         run.average = {name: t for name, t in run.snapshot().items() if t.is_floating_point()}
     return run
@@ -291,64 +304,86 @@ def freeze_point(network: nn.Module, params: TrainParams, epoch: int) -> str:
     return params.freeze
 
 
-def train_epoch(run: TrainingRun, inputs: Inputs, fold: Fold, params: TrainParams) -> float:
+def make_step(run: TrainingRun, inputs: Inputs, fold: Fold) -> Step:
+    """Return `take_step` for batches of these inputs: on a GPU, as a CUDA graph."""
+    counts = class_counts(main_class(fold.targets[fold.training]))
+    eager = partial(take_step, run, inputs, counts, backward_in_micro_batches)
+    if inputs.hardware.device.type == "cpu" or processes() > 1:
+        return eager
+    recorded = partial(take_step, run, inputs, counts, backward)
+    return GraphedStep(eager, recorded, run.network.zero_grad)
+
+
+def train_epoch(run: TrainingRun, inputs: Inputs, fold: Fold, step: Step) -> float:
     """Train one epoch and return the mean loss of its batches.
+
+    Args:
+        step: from `make_step`, for the current freeze point.
 
     Raises:
         UserError: as `fit`.
     """
     set_train_modes(run.network)
-    targets = fold.targets[fold.training]
+    params, targets = inputs.params, fold.targets[fold.training]
     labels = main_class(targets)
-    counts = class_counts(labels)
     batches = list(draw_batches(labels, params.batch_size, params.imbalance, run.generator))
-    weights = run.network.state_dict()
-    update_average = get_ema_multi_avg_fn(params.optimizer.ema)
     mix_photos = partial(mix, mixup=params.augmentation.mixup)
     losses, norms = torch.zeros(2, len(batches), device=labels.device)
-    skipped = torch.zeros(len(batches), dtype=torch.bool)
     first_step = len(run.history) * len(batches) + 1
     label = f"epoch {len(run.history) + 1}/{params.epochs}: batches"
     rows = [fold.training[batch] for batch in batches]
     loaded = progress(inputs.training_batches(rows, run.generator), len(batches), label)
-    for step, (batch, images) in enumerate(zip(batches, loaded, strict=True)):
+    for number, (batch, images) in enumerate(zip(batches, loaded, strict=True)):
         images, shares = in_halves(
             mix_photos, images, targets[batch], generators=[torch.default_generator]
         )
-        with own_random_numbers(images.device, first_step + step):
-            losses[step] = backward_in_micro_batches(
-                run, inputs, own_share(images), own_share(shares), counts, len(batch)
-            )
-        sum_gradients(run.network)
-        run.scaler.unscale_(run.optimizer)
-        norms[step] = get_total_norm(gradients(run.network))
-        skipped[step] = not take_step(run)
-        if run.average and not skipped[step]:
-            update_average(list(run.average.values()), [weights[n] for n in run.average], 0)
-    if run.scaler.get_scale() >= 1:  # else no scale keeps the gradients in the range of float16
-        norms[skipped] = 0
+        with own_random_numbers(images.device, first_step + number):
+            losses[number], norms[number] = step(images, shares)
+    if run.scaler.is_enabled() and run.scaler.get_scale() >= 1:
+        norms.nan_to_num_(0, 0, 0)  # of skipped steps; else no scale keeps gradients in float16
     sum_over_processes(losses)
     check_finite({"loss": losses, "gradient": norms}, first_step, params)
     check_agreement(norms, run.generators())
     return float(losses.mean())
 
 
-def take_step(run: TrainingRun) -> bool:
-    """Step the optimizer and the schedule, unless a scaled gradient overflowed.
+def take_step(
+    run: TrainingRun,
+    inputs: Inputs,
+    counts: Tensor,
+    backward: Callable[..., Tensor],
+    images: Tensor,
+    targets: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Train on a batch: gradients, weights, learning rates, moving average.
 
-    Then the loss is scaled less, and the step does not count. Gradients are cleared.
+    A step whose scaled gradient overflows in float16 changes no weight and does not count; then the
+    loss is scaled less.
+
+    Args:
+        counts: number of training photos per class (18).
+        backward: `backward`, or `backward_in_micro_batches`.
+        images: from `Inputs.training_batches`, a whole batch (B x ...).
+        targets: shares of the classes and, with `heads: ages`, of the years (B x 18 or more).
 
     Returns:
-        Whether the step was taken; in other precisions than float16 it always is.
+        The loss over classes (of one of several processes, its part), and the norm of the gradient:
+        not finite if the step was skipped (each 0-dim).
     """
-    scale = run.scaler.get_scale()
+    loss = backward(run, inputs, own_share(images), own_share(targets), counts, len(images))
+    sum_gradients(run.network)
+    run.scaler.unscale_(run.optimizer)
+    norm = get_total_norm(gradients(run.network))
     run.scaler.step(run.optimizer)
     run.scaler.update()
-    taken = run.scaler.get_scale() >= scale
-    if taken:
-        run.scheduler.step()
     run.optimizer.zero_grad()
-    return taken
+    run.steps += norm.isfinite()
+    set_learning_rates(run.optimizer, run.schedule.take(run.steps))
+    if run.average:
+        weights = run.network.state_dict()
+        update_average = get_ema_multi_avg_fn(inputs.params.optimizer.ema)
+        update_average(list(run.average.values()), [weights[name] for name in run.average], 0)
+    return loss, norm
 
 
 def gradients(network: nn.Module) -> list[Tensor]:
@@ -364,36 +399,19 @@ def backward_in_micro_batches(
     counts: Tensor,
     batch_size: int,
 ) -> Tensor:
-    """Accumulate the gradients of a batch's mean loss, in micro-batches that fit into memory.
+    """Do what `backward` does, in micro-batches that fit into memory.
 
     On out-of-memory, retry at half the size and keep that size, with BatchNorm's running statistics
-    and the random generators as before the failed try. The gradients equal those of the whole batch
-    up to rounding, except that a trainable BatchNorm normalises each micro-batch by its own
-    statistics. One of several processes does not retry: the others would wait for its statistics.
-
-    Args:
-        images: from `Inputs.training_batches`, this process's share of a batch (B x ...).
-        targets: shares of the classes and, with `heads: ages`, of the years (B x 18 or more).
-        counts: number of training photos per class (18).
-        batch_size: photos of the whole batch.
-
-    Returns:
-        The loss over classes; of a share, its part of it.
+    and the random generators as before the failed try. One of several processes does not retry: the
+    others would wait for its statistics.
 
     Raises:
         UserError: if a single photo does not fit, or the share of one of several processes.
     """
     undo_forward_passes = remember_state(run.network, images.device)
     while True:
-        pieces = math.ceil(len(images) / run.micro_batch)
-        chunks = zip(images.tensor_split(pieces), targets.tensor_split(pieces), strict=True)
         try:
-            return torch.stack(
-                [
-                    backward_micro_batch(inputs, *chunk, counts, batch_size, run.scaler)
-                    for chunk in chunks
-                ]
-            ).sum()
+            return backward(run, inputs, images, targets, counts, batch_size)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -435,28 +453,44 @@ def remember_state(network: nn.Module, device: torch.device) -> Callable[[], Non
     return restore
 
 
-def backward_micro_batch(
+def backward(
+    run: TrainingRun,
     inputs: Inputs,
     images: Tensor,
     targets: Tensor,
     counts: Tensor,
     batch_size: int,
-    scaler: torch.amp.GradScaler,
 ) -> Tensor:
-    """Accumulate the gradients of a micro-batch; return its share of the batch's mean loss.
+    """Accumulate the gradients of a batch's mean loss, in micro-batches of `run.micro_batch`.
 
-    With `heads: ages` the cross entropy over years is added for the gradient only, so that the
-    returned loss stays comparable with validation.
+    The gradients equal those of the whole batch up to rounding, except that a trainable BatchNorm
+    normalises each micro-batch by its own statistics. With `heads: ages` the cross entropy over
+    years is added for the gradient only, so that the returned loss stays comparable with
+    validation.
+
+    Args:
+        images: this process's share of a batch (B x ...).
+        targets: shares of the classes and, with `heads: ages`, of the years (B x 18 or more).
+        counts: number of training photos per class (18).
+        batch_size: photos of the whole batch.
+
+    Returns:
+        The loss over classes; of a share, its part of it.
     """
-    params = inputs.params
-    logits, year_logits = inputs.forward(images).tensor_split([NUM_CLASSES], dim=1)
-    shares, year_shares = targets.tensor_split([NUM_CLASSES], dim=1)
+    params, losses = inputs.params, list[Tensor]()
     smoothing = params.targets.label_smoothing
-    losses = photo_losses(logits, shares, counts, params.imbalance, smoothing)
-    loss = losses.sum() / batch_size
-    year_loss = -(year_shares * year_logits.log_softmax(dim=1)).sum() / batch_size
-    scaler.scale(loss + year_loss).backward()
-    return loss.detach()
+    pieces = math.ceil(len(images) / run.micro_batch)
+    for piece, wanted in zip(
+        images.tensor_split(pieces), targets.tensor_split(pieces), strict=True
+    ):
+        logits, year_logits = inputs.forward(piece).tensor_split([NUM_CLASSES], dim=1)
+        shares, year_shares = wanted.tensor_split([NUM_CLASSES], dim=1)
+        class_losses = photo_losses(logits, shares, counts, params.imbalance, smoothing)
+        loss = class_losses.sum() / batch_size
+        year_loss = -(year_shares * year_logits.log_softmax(dim=1)).sum() / batch_size
+        run.scaler.scale(loss + year_loss).backward()
+        losses.append(loss.detach())
+    return torch.stack(losses).sum()
 
 
 @contextlib.contextmanager

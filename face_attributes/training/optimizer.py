@@ -14,15 +14,31 @@ def make_optimizer(network: nn.Module, params: TrainParams) -> torch.optim.Optim
     """Make AdamW, or SGD with Nesterov momentum, with a learning rate per part of the network."""
     settings = params.optimizer
     groups = parameter_groups(network, params.head_lr, params.backbone_lr, settings.lr_decay)
+    device = next(network.parameters()).device
     optimizer: torch.optim.Optimizer
     if settings.name == "adamw":
-        optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay, fused=True)
+        optimizer = torch.optim.AdamW(
+            groups, weight_decay=settings.weight_decay, fused=True, capturable=device.type == "cuda"
+        )
     else:
         optimizer = torch.optim.SGD(
             groups, momentum=0.9, nesterov=True, weight_decay=settings.weight_decay, fused=True
         )
+    # As tensors, so that a recorded step reads the current ones. On a GPU they must be float32.
+    dtype = torch.float64 if device.type == "cpu" else torch.float32
+    for group in optimizer.param_groups:
+        group["peak_lr"], group["lr"] = (
+            group["lr"],
+            torch.tensor(group["lr"], dtype=dtype, device=device),
+        )
     prepare_steps(optimizer)
     return optimizer
+
+
+def set_learning_rates(optimizer: torch.optim.Optimizer, factor: Tensor) -> None:
+    """Set the learning rate of each group, in place, to its peak times a factor (0-dim)."""
+    for group in optimizer.param_groups:
+        group["lr"].copy_(group["peak_lr"] * factor)
 
 
 def prepare_steps(optimizer: torch.optim.Optimizer) -> None:
