@@ -336,6 +336,7 @@ def check_memory(hardware: Hardware, params: TrainParams, side: int) -> str:
             held = torch.empty(pages * PAGE, dtype=torch.uint8, device=hardware.device)
             micro_batch, graphs = work()
             del held
+            torch.cuda.reset_peak_memory_stats()  # later steps are not to take it for theirs
             assert micro_batch >= min(batch, batch * share / 4), f"{micro_batch} at {share:.0%}"
             found.append(f"{share:.0%}: micro-batches of {micro_batch}, {graphs} graphs")
     return f"of {wanted / 1e9:.1f} GB for batches of {batch}: " + "; ".join(found)

@@ -71,7 +71,10 @@ class GraphedStep:
         except RuntimeError as error:
             reason = str(error).splitlines()[0]
         # After the except block, because its traceback keeps the unfinished step's tensors alive.
-        print(f"note: training steps are no CUDA graphs here, and may take longer: {reason}")
+        print(
+            f"note: training steps are no CUDA graphs here, and may take longer: {reason}",
+            flush=True,
+        )
         self.failed = True
         self.recordings.clear()
         self.forget()
