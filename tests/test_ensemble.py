@@ -47,6 +47,17 @@ def test_probabilities_are_the_geometric_mean_of_calibrated_networks(trained: Pa
         ensemble_probabilities(tight, crops, recipes, CPU, batch_size=16)
 
 
+def test_outputs_that_are_no_numbers_are_one_line(trained: Path) -> None:
+    """As in float16, beyond 65,504."""
+    networks, recipes = read_networks(network_files(trained), CPU)
+    head = networks[0].get_submodule(head_name(networks[0]))
+    with torch.no_grad():
+        next(head.parameters()).fill_(torch.inf)
+    crops = np.zeros((2, 32, 32, 3), dtype=np.uint8)
+    with pytest.raises(UserError, match="beyond the range of torch.float32: set train.precision"):
+        ensemble_probabilities(networks, crops, recipes, CPU, batch_size=16)
+
+
 def test_networks_keep_the_age_edges_they_were_trained_with(tmp_path: Path) -> None:
     recipe = small_recipe(None).model_copy(update={"heads": "ages", "age_edges": [20, 50]})
     write_networks(tmp_path, recipe, folds=1)

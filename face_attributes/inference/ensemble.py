@@ -100,7 +100,7 @@ def to_host(probabilities: Tensor, hardware: Hardware) -> Tensor:
     if not copied.isfinite().all():
         raise UserError(
             f"the networks' outputs are beyond the range of {hardware.dtype}: set train.precision "
-            "(on the command line --precision) to fp32"
+            "(on the command line --precision) to bf16 or fp32"
         )
     return copied
 
