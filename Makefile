@@ -10,7 +10,7 @@ run: setup
 	dvc repro
 	python -m commands.show
 
-# One thread per test worker: there is a worker per core, and one more.
+# One thread per test worker. In `test` there is one worker more than cores: its tests wait for processes.
 test check: export OMP_NUM_THREADS := 1
 
 test: lint browser
@@ -18,7 +18,7 @@ test: lint browser
 
 # Lint, types and the fast tests, before each commit.
 check: lint
-	python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not slow"
+	python -m pytest -n logical --dist loadfile --no-loadscope-reorder -m "not slow"
 
 # Training against a reference loop; on your own photos: make benchmark DATA=data/raw/train
 DATA ?= data/sample/train

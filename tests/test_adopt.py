@@ -20,6 +20,8 @@ from face_attributes.photos.raw import list_photos, read_people
 from stages import clean, folds
 from tests.conftest import ROOT, Change, git, run_stage, save_photo, start_repository
 
+pytestmark = pytest.mark.slow
+
 PEOPLE = {
     f"{number:06}_{gender}_Any_{age}": (gender, age)
     for number, (gender, age) in enumerate(
@@ -561,7 +563,6 @@ def answer(reply: bytes, *arguments: object) -> tuple[int, str]:
     return process.returncode, output
 
 
-@pytest.mark.slow
 def test_it_asks_on_a_terminal_and_says_what_git_cannot_undo(train: Path) -> None:
     with Path("params.yaml").open("a") as file:
         file.write("# my own remark\n")
@@ -577,7 +578,6 @@ def test_it_asks_on_a_terminal_and_says_what_git_cannot_undo(train: Path) -> Non
     assert "# my own remark" in Path("params.yaml").read_text()
 
 
-@pytest.mark.slow
 def test_a_closed_input_is_no_terminal(train: Path) -> None:
     command = ["sh", "-c", '"$0" -m commands.adopt "$1" <&-', sys.executable, str(train)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -587,7 +587,6 @@ def test_a_closed_input_is_no_terminal(train: Path) -> None:
     )  # fmt: skip
 
 
-@pytest.mark.slow
 def test_dvc_tracks_the_copies(train: Path, weights: Path) -> None:
     assert "is outside the project, where DVC cannot track it: add --copy" in error(
         train, "--track"
@@ -601,7 +600,6 @@ def test_dvc_tracks_the_copies(train: Path, weights: Path) -> None:
     assert not Path("data/raw").exists()
 
 
-@pytest.mark.slow
 def test_dvc_tracks_evaluation_photos_inside_the_others_with_them(
     train: Path, evaluation: Path
 ) -> None:

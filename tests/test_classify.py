@@ -38,6 +38,8 @@ from tests.small import (
     write_networks,
 )
 
+pytestmark = pytest.mark.slow
+
 
 class Classified(NamedTuple):
     """What the command printed and wrote; rows are by file name."""
@@ -323,7 +325,6 @@ def test_rows_go_through_a_link_and_into_a_pipe(tmp_path: Path, portraits: list[
     assert len(pd.read_csv(target)) == len(rows) == 1
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("networks")
 def test_a_reader_that_goes_away_ends_it_quietly() -> None:
     Path("photos").mkdir()
@@ -417,7 +418,6 @@ def test_undecodable_file_names_are_written_with_backslashes(result: Classified)
     assert len(result.json_rows[name]) == 1
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("networks")
 @pytest.mark.parametrize("encoding", ["ascii", "cp949", "utf-8"])
 def test_any_name_can_be_printed_and_written(encoding: str) -> None:

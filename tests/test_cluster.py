@@ -45,6 +45,8 @@ from tests.conftest import save_photo
 from tests.project import ENVIRONMENT, ROOT, Project
 from tests.test_contract import imports
 
+pytestmark = pytest.mark.slow
+
 TOKEN = "0123456789abcdef" * 2
 CLUSTER = {  # raylets on 127.0.0.1 alone, as a driver without RAY_ADDRESS starts them
     "RAY_AUTH_MODE": "token",
@@ -460,7 +462,6 @@ def wait_for_task(node: Any, name: str) -> None:
     raise AssertionError(f"no {name}")
 
 
-@pytest.mark.slow
 def test_a_node_killed_while_it_crops_changes_no_byte(project: Project, cluster: Any) -> None:
     lock, yaml = project.folder / "dvc.lock", YAML(typ="safe")
     at_home = yaml.load(lock)["stages"]
@@ -478,7 +479,6 @@ def test_a_node_killed_while_it_crops_changes_no_byte(project: Project, cluster:
     project.restore()
 
 
-@pytest.mark.slow
 def test_a_node_killed_within_a_fold_changes_no_byte(
     project: Project, cluster: Any, at_home: dict[str, bytes]
 ) -> None:
@@ -503,7 +503,6 @@ def test_a_node_killed_within_a_fold_changes_no_byte(
     project.restore()
 
 
-@pytest.mark.slow
 def test_finished_folds_outlive_a_killed_driver_and_changed_parameters(
     project: Project, cluster: Any
 ) -> None:
@@ -533,7 +532,6 @@ def test_finished_folds_outlive_a_killed_driver_and_changed_parameters(
     project.restore()
 
 
-@pytest.mark.slow
 def test_what_a_cluster_lacks_is_a_line(project: Project, cluster: Any) -> None:
     project.set(train={"device": "cuda"})
     with driver(project, cluster, "repro") as process:
@@ -560,7 +558,6 @@ def test_what_a_cluster_lacks_is_a_line(project: Project, cluster: Any) -> None:
     project.restore()
 
 
-@pytest.mark.slow
 def test_a_sweep_trains_the_folds_of_all_experiments_on_the_cluster(
     project: Project, cluster: Any
 ) -> None:
@@ -582,7 +579,6 @@ def test_a_sweep_trains_the_folds_of_all_experiments_on_the_cluster(
     assert project.run("git", "status", "--porcelain") == ""
 
 
-@pytest.mark.slow
 def test_without_an_address_ray_starts_on_this_machine_and_listens_to_it_alone(
     project: Project,
 ) -> None:

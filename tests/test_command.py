@@ -199,6 +199,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_earlier_file(tmp_path: Path) -> 
     assert os.listdir(tmp_path) == ["out.bin"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("megabytes", "reason"), [(500, "failed to map segment"), (12_000, "to allocate")]
 )

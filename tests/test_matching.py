@@ -168,7 +168,16 @@ def test_compressed_file_is_refused_before_it_is_opened(tmp_path: Path) -> None:
         read_weights(path)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50", "wide_resnet50_2"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "resnet18",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("resnet34", "resnet50", "wide_resnet50_2")
+        ),
+    ],
+)
 def test_resnets_of_torchvision_and_timm_have_the_same_names(name: str) -> None:
     """So that either's files fit the other's networks."""
     ours = build(name, SIDE)

@@ -180,6 +180,7 @@ def test_a_disk_that_fails_is_not_the_photos_fault() -> None:
         open_photo(Path("nowhere.jpg"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"progressive": True}])
 @pytest.mark.parametrize("image_format", ["jpeg", "png"])
 def test_too_little_memory_is_not_the_photos_fault(

@@ -29,6 +29,7 @@ def test_steps_over_channels_last_weights_equal_torchs(
     name: str, torch_optimizer: Callable[..., torch.optim.Optimizer]
 ) -> None:
     """With kernels of several shapes, and a part that is frozen at first."""
+    torch.manual_seed(0)
     plain = nn.Sequential(
         nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, (3, 1), groups=8), nn.Conv2d(8, 16, 1), nn.Flatten(1),
         nn.Linear(16 * 4 * 6, 2),

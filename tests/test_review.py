@@ -17,6 +17,8 @@ from face_attributes.photos.tables import PROBABILITIES
 from stages import clean, review, suspects
 from tests.conftest import ROOT, run_stage, write_raw
 
+pytestmark = pytest.mark.slow
+
 FEMALE, YOUNG, OLD = "000001_female_Any_25", "000001_male_Any_30", "3_male_Any_60"
 MARKUP = "<img src=x onerror=\"document.title='run'\">"
 FINDINGS = [
@@ -336,7 +338,6 @@ def test_a_photo_without_a_prediction_has_no_probabilities(page: Page, copy: Pat
     assert shares[1] > 0 and shares[2] == 0
 
 
-@pytest.mark.slow
 def test_a_photo_of_the_holdout_has_the_probabilities_of_the_ensemble(
     page: Page, copy: Path
 ) -> None:
