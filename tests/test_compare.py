@@ -18,6 +18,8 @@ from face_attributes.scoring.runs import Run, read_run
 from tests.conftest import ROOT, git, save_run, start_repository
 from tests.runs import LABELS, change_run, make_run, predict
 
+pytestmark = pytest.mark.slow
+
 RESAMPLES = 300
 
 RELABELLED = np.where(np.arange(len(LABELS)) < 30, (LABELS + 3) % NUM_CLASSES, LABELS)
