@@ -1,9 +1,13 @@
-"""A team: results travel over an S3 server, experiments over git, and a cache can be shared."""
+"""A team: results travel over S3 and ssh, experiments over git, and a cache can be shared."""
 
+import asyncio
 import stat
+import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
+import asyncssh
 import boto3
 import pytest
 from moto.server import ThreadedMotoServer
@@ -32,6 +36,42 @@ def s3() -> Iterator[str]:
         boto3.client("s3", endpoint_url=f"http://{host}:{port}").create_bucket(Bucket="faces")
         yield f"http://{host}:{port}"
     server.stop()
+
+
+@pytest.fixture
+def ssh(tmp_path: Path) -> Iterator[tuple[str, Path]]:
+    """The address of an ssh server on loopback, and a home whose key it accepts and which knows it.
+
+    It serves the folder `store`, by SFTP alone.
+    """
+    home, store = tmp_path / "home/.ssh", tmp_path / "store"
+    home.mkdir(parents=True)
+    store.mkdir()
+    key, host_key = (asyncssh.generate_private_key("ssh-ed25519") for _ in range(2))
+    key.write_private_key(home / "id_ed25519")
+    key.write_public_key(home / "authorized_keys")
+
+    async def serve() -> asyncssh.SSHAcceptor:
+        return await asyncssh.listen(
+            "127.0.0.1",
+            0,
+            server_host_keys=[host_key],
+            authorized_client_keys=str(home / "authorized_keys"),
+            sftp_factory=partial(asyncssh.SFTPServer, chroot=bytes(store)),
+        )
+
+    loop = asyncio.new_event_loop()
+    server = loop.run_until_complete(serve())
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    port = server.get_port()
+    (home / "known_hosts").write_text(f"[127.0.0.1]:{port} {host_key.export_public_key().decode()}")
+    yield f"ssh://somebody@127.0.0.1:{port}/masks", home.parent
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    server.close()
+    loop.run_until_complete(server.wait_closed())
+    loop.close()
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +107,23 @@ def test_a_clone_pulls_the_results_and_runs_nothing(project: Project, colleague:
     assert "in sync" in colleague.run("dvc", "status", "--cloud")
     assert colleague.repro() == set()
     assert colleague.run("git", "status", "--porcelain") == ""
+    for name in ("data/crop/train.npy", "data/train/fold1/network.safetensors"):
+        assert (colleague.folder / name).read_bytes() == (project.folder / name).read_bytes()
+
+
+def test_results_travel_over_ssh(
+    project: Project, colleague: Project, ssh: tuple[str, Path], tmp_path: Path
+) -> None:
+    """A host whose key is not known is refused, as by ssh itself."""
+    url, home = ssh
+    for person in (project, colleague):
+        person.run("dvc", "remote", "add", "--local", "lab", url)
+    said = project.run("dvc", "push", "--remote", "lab", code=1, HOME=str(tmp_path))
+    assert "Host key is not trusted" in said or "Permission denied" in said
+    assert list((tmp_path / "store").iterdir()) == []
+    project.run("dvc", "push", "--run-cache", "--remote", "lab", HOME=str(home))
+    colleague.run("dvc", "pull", "--run-cache", "--remote", "lab", HOME=str(home))
+    assert colleague.repro() == set()
     for name in ("data/crop/train.npy", "data/train/fold1/network.safetensors"):
         assert (colleague.folder / name).read_bytes() == (project.folder / name).read_bytes()
 
