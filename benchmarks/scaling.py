@@ -53,7 +53,7 @@ from stages.sample import draw_photo, roster
 GPUS = (1, 2, 4, 8, 16, 32, 64)
 ENOUGH = 0.5
 """Share of their time that GPUs must train for a run to count as scaling."""
-MEASURED_BATCH, MEASURED_STEPS, REPEATS = 64, 6, 15
+MEASURED_BATCH, MEASURED_STEPS, MEASURED_EPOCHS, REPEATS = 64, 6, 3, 15
 ADAM_COPIES = 5
 """Copies of the weights in a checkpoint: last, best and average, and two of the optimizer."""
 BYTES_PER_WEIGHT = 4
@@ -218,7 +218,8 @@ def row_bytes() -> float:
 
 def training_rate(params: Params) -> float:
     """Photos per second of training on this machine's device, with the parameters given."""
-    train = params.train.model_copy(update={"batch_size": MEASURED_BATCH, "freeze": "none"})
+    changes = {"batch_size": MEASURED_BATCH, "freeze": "none", "epochs": MEASURED_EPOCHS}
+    train = params.train.model_copy(update=changes)
     hardware = prepare_hardware(train.device, train.precision)
     count, side = MEASURED_BATCH * MEASURED_STEPS, params.crop.side
     labels = (torch.arange(count) % NUM_CLASSES).to(hardware.device)
@@ -231,7 +232,7 @@ def training_rate(params: Params) -> float:
     inputs = Inputs(photos, train, hardware, None, network)
     run = start_run(network, fold, train, hardware.loss_scaler())
     step = make_step(run, inputs, fold)
-    return count / median_seconds(lambda: train_epoch(run, inputs, fold, step), 2)
+    return count / median_seconds(lambda: train_epoch(run, inputs, fold, step), MEASURED_EPOCHS - 1)
 
 
 @user_command

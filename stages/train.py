@@ -18,6 +18,7 @@ processes). The first process writes.
 """
 
 import contextlib
+import math
 import time
 from functools import partial
 from pathlib import Path
@@ -140,6 +141,20 @@ def make_metrics(
     }
 
 
+def check_predictions(metrics: dict[str, Any], hardware: Hardware) -> None:
+    """Stop if a photo has no prediction, as beyond the range of float16.
+
+    Raises:
+        UserError: naming the photos, and what to do.
+    """
+    for photos in ("train", "validation"):
+        if not math.isfinite(metrics[photos]["loss"]):
+            raise UserError(
+                f"the network's outputs for the {photos} photos are not finite in "
+                f"{hardware.dtype}: set train.precision to bf16 or fp32"
+            )
+
+
 @partial(stage_command, in_group=True)
 @process_group()
 def main(
@@ -177,6 +192,7 @@ def main(
 
     predicted = result.inputs.predict(fold.validation, train.prediction)
     metrics = make_metrics(result, fold, predicted, parameters)
+    check_predictions(metrics, hardware)
     if rank() > 0:
         return
     probabilities = out_of_fold_table(table, fold, predicted)

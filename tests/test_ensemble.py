@@ -10,6 +10,7 @@ import torch
 from face_attributes.errors import UserError
 from face_attributes.inference.ensemble import ensemble_probabilities, read_networks
 from face_attributes.networks.build import AgesHead, head_name
+from face_attributes.networks.device import Hardware
 from face_attributes.networks.views import make_views
 from face_attributes.params import PredictionParams
 from tests.small import CPU, FALLBACK, LittleMemory, small_recipe, write_networks
@@ -48,14 +49,16 @@ def test_probabilities_are_the_geometric_mean_of_calibrated_networks(trained: Pa
 
 
 def test_outputs_that_are_no_numbers_are_one_line(trained: Path) -> None:
-    """As in float16, beyond 65,504."""
+    """As in float16, whose numbers end at 65,504."""
     networks, recipes = read_networks(network_files(trained), CPU)
     head = networks[0].get_submodule(head_name(networks[0]))
     with torch.no_grad():
         next(head.parameters()).fill_(torch.inf)
     crops = np.zeros((2, 32, 32, 3), dtype=np.uint8)
-    with pytest.raises(UserError, match="beyond the range of torch.float32: set train.precision"):
-        ensemble_probabilities(networks, crops, recipes, CPU, batch_size=16)
+    half = Hardware(CPU.device, torch.float16)
+    for hardware, remedy in ((CPU, "weights are damaged"), (half, "set train.precision .* bf16")):
+        with pytest.raises(UserError, match=f"outputs are not finite: .*{remedy}"):
+            ensemble_probabilities(networks, crops, recipes, hardware, batch_size=16)
 
 
 def test_networks_keep_the_age_edges_they_were_trained_with(tmp_path: Path) -> None:

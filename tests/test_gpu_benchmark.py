@@ -28,7 +28,7 @@ def test_checks_that_need_no_gpu_pass_and_the_others_say_that_they_did_not_run()
     assert set(marks) == {"ok", "----"}, done.stdout
     for name in ("float32", "predictions", "reproducible"):
         assert f"ok   {name}: " in done.stdout
-    for name in ("precision", "host", "memory", "synchronisations", "graphs"):
+    for name in ("precision", "host", "memory", "synchronisations", "graphs", "without graphs"):
         assert f"---- {name}: NOT MEASURED: there is no GPU" in done.stdout
     assert done.stdout.splitlines()[-1].startswith("NO GPU: nothing above says how fast")
     assert "| GPU |" not in done.stdout, "no row for the results"

@@ -382,6 +382,30 @@ def test_step_whose_scaled_gradient_overflows_does_not_count() -> None:
         torch.testing.assert_close(average, 0.75 * before[name] + 0.25 * after)
 
 
+@pytest.mark.parametrize("hardware", [CPU, CPU16])
+def test_a_discarded_step_leaves_nothing_behind(hardware: Hardware) -> None:
+    """One that ended after its gradients were unscaled; the next one is as without it."""
+    params, photos = quick(), graded_photos()
+    fold = Fold(0, TRAINING, HELD_OUT, functional.one_hot(photos.labels, NUM_CLASSES).float())
+    states = []
+    for interrupted in (False, True):
+        network = tiny_network()
+        run = loop.start_run(network, fold, params, hardware.loss_scaler())
+        inputs = prepare_inputs(network, photos, params, hardware, FeatureStore(Path("f"), 0))
+        images, targets = normalise(photos.pixels[:9]), fold.targets[:9]
+        step = loop.make_step(run, inputs, fold)
+        step(images, targets)
+        if interrupted:
+            undo = loop.remember_state(network, images.device)
+            loop.backward(run, inputs, images, targets, torch.ones(NUM_CLASSES).long(), 9)
+            run.scaler.unscale_(run.optimizer)
+            loop.discard_step(run)
+            undo()
+        step(images, targets)
+        states.append(copy_state(network))
+    torch.testing.assert_close(*states, atol=0, rtol=0)
+
+
 def test_gradients_that_overflow_at_any_scale_stop_the_run() -> None:
     """The scale of 2 ** 16 is halved to less than 1 in 17 steps, which end in the sixth epoch."""
     params = quick(epochs=9, patience=9)

@@ -94,13 +94,17 @@ def to_host(probabilities: Tensor, hardware: Hardware) -> Tensor:
     """Copy probabilities from the device.
 
     Raises:
-        UserError: if some are not numbers.
+        UserError: if any is not finite.
     """
     copied = probabilities.cpu()
     if not copied.isfinite().all():
         raise UserError(
-            f"the networks' outputs are beyond the range of {hardware.dtype}: set train.precision "
-            "(on the command line --precision) to bf16 or fp32"
+            "the networks' outputs are not finite: "
+            + (
+                "set train.precision (on the command line --precision) to bf16 or fp32"
+                if hardware.dtype == torch.float16
+                else "their weights are damaged: train them again"
+            )
         )
     return copied
 

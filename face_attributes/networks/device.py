@@ -129,8 +129,8 @@ def prepare_hardware(
 
     Args:
         device: "auto" is CUDA if there is a GPU that can be used, else the CPU.
-        precision: "auto" is float16 on a GPU with tensor cores, bfloat16 on a CPU that has hardware
-            for it, else float32.
+        precision: "auto" is float16 on an NVIDIA GPU with tensor cores, bfloat16 on AMD's GPUs and
+            on a CPU that has hardware for it, else float32.
         key: parameter or option that `device` comes from, for the error.
         rank, processes: of this process among several, each of which uses the GPU of its place.
 

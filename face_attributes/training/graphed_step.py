@@ -35,11 +35,11 @@ class GraphedStep:
     calls are `eager`. (PyTorch's notes on CUDA semantics, "Whole-network capture".)
 
     Args:
-        forget: removes what an unfinished step leaves behind.
+        discard: removes what an unfinished step leaves behind.
     """
 
-    def __init__(self, eager: Step, recorded: Step, forget: Callable[[], None]) -> None:
-        self.eager, self.recorded, self.forget = eager, recorded, forget
+    def __init__(self, eager: Step, recorded: Step, discard: Callable[[], None]) -> None:
+        self.eager, self.recorded, self.discard = eager, recorded, discard
         self.recordings = dict[tuple[torch.Size, ...], Recording]()
         self.started = self.failed = False
 
@@ -47,46 +47,58 @@ class GraphedStep:
         """Take a step. Its results stay valid until the next call."""
         sizes = tuple(tensor.shape for tensor in batch)
         if self.started and not self.failed and sizes not in self.recordings:
-            self._record(sizes, batch)
+            self._try_to_record(sizes, batch)
         self.started = True
         if sizes in self.recordings:
             return self.recordings[sizes].replay(batch)
         return self.eager(*batch)
 
-    def _record(self, sizes: tuple[torch.Size, ...], batch: tuple[Tensor, ...]) -> None:
-        """Record a step for batches of these sizes, which does not take it."""
-        device = batch[0].device
-        generators = [each for each in global_generators(device) if each.device.type == "cuda"]
+    def _try_to_record(self, sizes: tuple[torch.Size, ...], batch: tuple[Tensor, ...]) -> None:
+        generators = global_generators(batch[0].device)
         states = [generator.get_state() for generator in generators]
-        pool = next((each.graph.pool() for each in self.recordings.values()), None)
+        stream = torch.cuda.current_stream() if torch.cuda.is_available() else None
         try:
-            places, graph = [tensor.clone() for tensor in batch], torch.cuda.CUDAGraph()
-            if pool is None and not has_room_for_another_step(device):
-                raise torch.OutOfMemoryError("they would hold memory that other things need")
-            # Other threads may use the GPU meanwhile, to fetch photos or to write a checkpoint.
-            with torch.cuda.graph(graph, pool, capture_error_mode="thread_local"):
-                results = self.recorded(*places)
-            self.recordings[sizes] = Recording(graph, places, results)
+            self.recordings[sizes] = self._record(batch)
             return
         except RuntimeError as error:
-            reason = str(error).splitlines()[0]
+            reason = str(error.__context__ or error).splitlines()[0]
         # After the except block, because its traceback keeps the unfinished step's tensors alive.
-        print(
-            f"note: training steps are no CUDA graphs here, and may take longer: {reason}",
-            flush=True,
-        )
+        print(f"note: training without CUDA graphs, which may be slower: {reason}", flush=True)
         self.failed = True
         self.recordings.clear()
-        self.forget()
+        if stream is not None:
+            torch.cuda.set_stream(stream)  # torch stays on the one that it was recording
+        self.discard()
         torch.cuda.empty_cache()
         for generator, state in zip(generators, states, strict=True):
-            # Else torch takes the generator for one that is still being recorded.
-            fresh = torch.Generator(generator.device).set_state(state)
-            generator.graphsafe_set_state(fresh.graphsafe_get_state())
+            if generator.device.type == "cuda":
+                # torch goes on to take this generator's numbers for those of a recording.
+                fresh = torch.Generator(generator.device).set_state(state)
+                generator.graphsafe_set_state(fresh.graphsafe_get_state())
+            else:
+                generator.set_state(state)
+
+    def _record(self, batch: tuple[Tensor, ...]) -> Recording:
+        """Record a step for batches of this size, which does not take it.
+
+        Raises:
+            RuntimeError: if that is not possible.
+        """
+        places, graph = [tensor.clone() for tensor in batch], torch.cuda.CUDAGraph()
+        pool = next((each.graph.pool() for each in self.recordings.values()), None)
+        if pool is None and not has_room_for_another_step(batch[0].device):
+            raise torch.OutOfMemoryError("graphs would hold memory that other work needs")
+        host_state = torch.get_rng_state()
+        # Other threads may use the GPU meanwhile, to fetch photos or to write a checkpoint.
+        with torch.cuda.graph(graph, pool, capture_error_mode="thread_local"):
+            results = self.recorded(*places)
+        if not torch.equal(torch.get_rng_state(), host_state):
+            raise RuntimeError("the network draws random numbers on the host")
+        return Recording(graph, places, results)
 
 
 def has_room_for_another_step(device: torch.device) -> bool:
-    """Whether as much memory is free as the largest piece of work so far took, twice.
+    """Whether twice as much memory is free as work took since the peak was reset.
 
     A graph keeps the memory of a step to itself, and augmentation and predictions need theirs.
     """

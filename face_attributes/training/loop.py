@@ -310,8 +310,9 @@ def make_step(run: TrainingRun, inputs: Inputs, fold: Fold) -> Step:
     eager = partial(take_step, run, inputs, counts, backward_in_micro_batches)
     if inputs.hardware.device.type == "cpu" or processes() > 1:
         return eager
+    torch.cuda.reset_peak_memory_stats(inputs.hardware.device)
     recorded = partial(take_step, run, inputs, counts, backward)
-    return GraphedStep(eager, recorded, run.network.zero_grad)
+    return GraphedStep(eager, recorded, partial(discard_step, run))
 
 
 def train_epoch(run: TrainingRun, inputs: Inputs, fold: Fold, step: Step) -> float:
@@ -357,8 +358,9 @@ def take_step(
 ) -> tuple[Tensor, Tensor]:
     """Train on a batch: gradients, weights, learning rates, moving average.
 
-    A step whose scaled gradient overflows in float16 changes no weight and does not count; then the
-    loss is scaled less.
+    A step whose scaled gradient overflows in float16 changes no weight and does not count for the
+    learning rates; then the loss is scaled less. BatchNorm's statistics have seen its photos, and
+    the moving average takes in the unchanged weights once more.
 
     Args:
         counts: number of training photos per class (18).
@@ -384,6 +386,12 @@ def take_step(
         update_average = get_ema_multi_avg_fn(inputs.params.optimizer.ema)
         update_average(list(run.average.values()), [weights[name] for name in run.average], 0)
     return loss, norm
+
+
+def discard_step(run: TrainingRun) -> None:
+    """Forget the gradients of an unfinished step, and that the scaler may have seen them."""
+    run.network.zero_grad()
+    run.scaler.update(run.scaler.get_scale())
 
 
 def gradients(network: nn.Module) -> list[Tensor]:
