@@ -19,6 +19,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
@@ -54,6 +55,14 @@ TARGET = "aggregate"
 PIPELINE = ["dvc.yaml", "params.yaml", "stages", "face_attributes", "data"]
 """Files and folders in git that an experiment's results depend on."""
 LOG_LINES = 6
+DVC = (
+    "import sys\n"
+    "from face_attributes.processes import end_with_parent\n"
+    "end_with_parent()\n"
+    "from dvc.cli import main\n"
+    "sys.exit(main(sys.argv[1:]))"
+)
+"""DVC as a program that ends when the sweep is killed, and the stage that it runs with it."""
 """Last lines of a failed experiment's log that are shown."""
 
 Grid = dict[str, list[str]]
@@ -108,6 +117,8 @@ def check_values(grid: Grid) -> None:
                 check_params(read_yaml(Path(changed)), Path("params.yaml"))
             except (DvcException, UserError) as error:
                 reason = " ".join(str(error.__cause__ or error).split())
+                # Hydra's advice is to add what does not exist.
+                reason = re.sub(r"Could not override '(.+?)'.*", r"params.yaml has no \1", reason)
                 raise UserError(f"{name}: {reason}") from None
 
 
@@ -175,7 +186,7 @@ def run_experiment(name: str, overrides: Sequence[str], folder: Path) -> bool:
     settings = [word for override in overrides for word in ("-S", override)]
     with (folder / "log.txt").open("wb") as log:
         done = subprocess.run(
-            ["dvc", "exp", "run", "--temp", "--name", name, *settings, TARGET],
+            [sys.executable, "-c", DVC, "exp", "run", "--temp", "--name", name, *settings, TARGET],
             env={**os.environ, TIMES_VARIABLE: str((folder / "times").resolve())},
             stdin=subprocess.DEVNULL,
             stdout=log,

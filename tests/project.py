@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 from dvc.repo import Repo
 from ruamel.yaml import YAML
 
@@ -139,6 +140,11 @@ def create_project(folder: Path) -> Project:
     project.run("git", "commit", "-qm", "baseline")
     (folder / "first_run.txt").rename(folder / ".git/first_run.txt")
     return project
+
+
+def processes_of(process: psutil.Process) -> list[str]:
+    """The process ids of a process and of all that it started, such as a stage's workers."""
+    return [str(each.pid) for each in (process, *process.children(recursive=True))]
 
 
 def ends_soon(pid: str) -> bool:

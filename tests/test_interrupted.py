@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from face_attributes.command import LOCKS
-from tests.project import ENVIRONMENT, Project, ends_soon, heed_interrupts
+from tests.project import ENVIRONMENT, Project, ends_soon, heed_interrupts, processes_of
 from tests.test_contract import STAGES
 from tests.test_processes import arguments, outputs
 
@@ -58,11 +58,6 @@ def started(
             assert process.poll() is None, process.stdout and process.stdout.read()
             time.sleep(0.01)
         yield process, psutil.Process(int(holder.read_text()))
-
-
-def processes_of(stage: psutil.Process) -> list[str]:
-    """The process ids of a stage and its workers."""
-    return [str(each.pid) for each in (stage, *stage.children(recursive=True))]
 
 
 @pytest.fixture(scope="module")
