@@ -128,7 +128,7 @@ def _run(
     if code == 0:
         yield "done", read_files(folder, outputs)
     elif errors := [line for line in lines if line.startswith("error: ")]:
-        yield "failed", f"{worker_name()}: {errors[-1].removeprefix('error: ')}"
+        yield "failed", f"{worker_name()}: {errors[0].removeprefix('error: ')}"
     elif code < 0:
         yield (
             "failed",
