@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import get_total_norm
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from face_attributes.errors import UserError
 from face_attributes.networks.build import State
@@ -358,9 +357,8 @@ def take_step(
 ) -> tuple[Tensor, Tensor]:
     """Train on a batch: gradients, weights, learning rates, moving average.
 
-    A step whose scaled gradient overflows in float16 changes no weight and does not count for the
-    learning rates; then the loss is scaled less. BatchNorm's statistics have seen its photos, and
-    the moving average takes in the unchanged weights once more.
+    A step whose scaled gradient overflows in float16 changes no weight and does not count; then the
+    loss is scaled less.
 
     Args:
         counts: number of training photos per class (18).
@@ -379,12 +377,14 @@ def take_step(
     run.scaler.step(run.optimizer)
     run.scaler.update()
     run.optimizer.zero_grad()
-    run.steps += norm.isfinite()
+    counts_as_step = norm.isfinite()
+    run.steps += counts_as_step
     set_learning_rates(run.optimizer, run.schedule.take(run.steps))
     if run.average:
         weights = run.network.state_dict()
-        update_average = get_ema_multi_avg_fn(inputs.params.optimizer.ema)
-        update_average(list(run.average.values()), [weights[name] for name in run.average], 0)
+        share = (1 - inputs.params.optimizer.ema) * counts_as_step
+        for name, average in run.average.items():
+            average.lerp_(weights[name], share)
     return loss, norm
 
 
