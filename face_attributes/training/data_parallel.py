@@ -12,6 +12,7 @@ batch.
 In a process that trains alone, these functions return what they are given.
 """
 
+import atexit
 import contextlib
 import os
 import sys
@@ -73,11 +74,13 @@ def process_group() -> Iterator[None]:
             world_size=size,
             timeout=LONGEST_WAIT,
         )
+        _wait_for_all()  # one that failed while others still connect to it would make gloo print
         yield
     except Exception as error:
         if not _is_first_failure(store):
             time.sleep(SECONDS_TO_SAY_WHY)
             os._exit(1)
+        atexit.register(_end_at_once)
         if any(sign in str(error) for sign in CONNECTION_LOST):
             raise UserError(
                 "another process that trains this fold has ended, perhaps because the system's "
@@ -92,6 +95,13 @@ def _is_first_failure(store: Any) -> bool:
         return bool(store.add("failures", 1) == 1)
     except RuntimeError:  # the store is gone, with the process that started all of them
         return False
+
+
+def _end_at_once() -> None:
+    """End without the destructors of the group, whose threads still wait: they would abort."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
 
 
 def rank() -> int:
