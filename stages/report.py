@@ -318,7 +318,7 @@ def photo_content(table: pd.DataFrame, crops: Pixels, results: Path, params: Par
 
 
 def stage_times(folder: Path, index: Sequence[int]) -> pd.DataFrame:
-    """Duration of each stage's last run on this machine by DVC: stage, seconds, ended.
+    """Duration of each stage's last run on this machine by DVC: stage, seconds (text), ended.
 
     Args:
         index: folds.index, which other folds may have been in before.
@@ -329,7 +329,8 @@ def stage_times(folder: Path, index: Sequence[int]) -> pd.DataFrame:
         for path in sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime)
         if path.stem in folds or not path.stem.startswith("train@")
     ]
-    return pd.DataFrame(rows, columns=["stage", "seconds", "ended"])
+    times = pd.DataFrame(rows, columns=["stage", "seconds", "ended"])
+    return times.assign(seconds=times["seconds"].map("{:.1f}".format))
 
 
 def machine_info() -> dict[str, str]:
