@@ -34,7 +34,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from face_attributes.command import TIMES_VARIABLE, user_command
 from face_attributes.errors import UserError, last_error
@@ -226,7 +226,8 @@ def training_seconds(folder: Path, folds: int) -> float:
 
 def print_ranking(table: pd.DataFrame, worth: str) -> None:
     """Print the experiments, the best first, and what the best one's score is worth."""
-    shown = Table("experiment", "macro F1 (95%)", "minus the first (95%)", "", "seconds")
+    name = Column("experiment", overflow="fold")  # or names that differ at their end look alike
+    shown = Table(name, "macro F1 (95%)", "minus the first (95%)", "", "seconds")
     for row in table.to_dict("records"):
         difference = format_difference(
             row["difference"], row["difference_low"], row["difference_high"]

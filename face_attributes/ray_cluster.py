@@ -157,8 +157,9 @@ def connection(ray: Any) -> Iterator[None]:
         yield
     except (ray.exceptions.ObjectStoreFullError, ray.exceptions.OutOfDiskError):
         raise UserError(
-            "Ray's object store on this machine is full: free some disk space, or set a larger "
-            "--object-store-memory for `ray start`"
+            "Ray's object store is full, on this machine or a worker: free some disk space, or set "
+            "a larger --object-store-memory for `ray start`, then run again (what is finished "
+            "is kept)"
         ) from None
     finally:
         ray.shutdown()

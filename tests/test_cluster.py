@@ -579,6 +579,19 @@ def test_a_sweep_trains_the_folds_of_all_experiments_on_the_cluster(
     assert project.run("git", "status", "--porcelain") == ""
 
 
+def test_a_full_object_store_is_a_line(project: Project) -> None:
+    """The checkpoint of a whole network does not fit; a limit for Ray stands for a full disk."""
+    project.set(train={"epochs": 2, "seed": 9})
+    full = {"RAY_DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES": "80000000"}
+    full |= {"RAY_local_fs_capacity_threshold": "0.001"}
+    command = [sys.executable, "-m", "commands.cluster", "repro", "train@0"]
+    output = project.run(*command, code=1, **full)
+    assert "fold 0 epoch 1/2" in output
+    assert output.splitlines()[-1].startswith("error: Ray's object store is full, on this machine")
+    assert "Traceback" not in output
+    project.restore()
+
+
 def test_without_an_address_ray_starts_on_this_machine_and_listens_to_it_alone(
     project: Project,
 ) -> None:
