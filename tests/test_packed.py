@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from face_attributes.errors import UserError
+from face_attributes.files import sha256
 from face_attributes.networks.device import gather
 from face_attributes.photos import packed
 from face_attributes.photos.packed import (
@@ -66,7 +67,7 @@ def test_the_manifest_tells_the_rows_and_hashes_of_shards(tmp_path: Path) -> Non
     assert manifest == {
         "side": SIDE,
         "shards": [
-            {"file": name, "rows": rows, "sha256": packed.sha256(tmp_path / name)}
+            {"file": name, "rows": rows, "sha256": sha256(tmp_path / name)}
             for name, rows in zip(names, (3, 3, 2), strict=True)
         ],
     }
@@ -114,17 +115,29 @@ def test_shards_of_an_earlier_run_are_deleted_and_other_files_kept(eight: Path) 
     np.testing.assert_array_equal(read_packed(eight)[:], crops_of(range(2)))
 
 
-def test_a_run_that_is_not_finished_is_not_taken_for_the_one_before(eight: Path) -> None:
-    """Whether it fails or is killed."""
-    with packed_writer(eight, 8, SIDE) as write:
-        for row in range(8):
-            with pytest.raises(UserError, match=r"manifest\.json is missing"):
-                read_packed(eight)
-            write(row, crops_of(range(8))[row])
-    read_packed(eight)
-    with pytest.raises(KeyboardInterrupt), packed_writer(eight, 8, SIDE):
+def test_the_crops_of_an_earlier_run_stay_until_all_are_written(eight: Path) -> None:
+    before = contents(eight)
+    with pytest.raises(KeyboardInterrupt), packed_writer(eight, 2, SIDE) as write:
+        write(0, crops_of(range(1))[0])
+        np.testing.assert_array_equal(read_packed(eight)[:], crops_of(range(8)))
         raise KeyboardInterrupt
-    assert contents(eight) == {}
+    assert contents(eight) == before
+
+
+def test_a_run_that_is_killed_before_its_end_is_not_taken_for_a_whole_one(
+    eight: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While it replaces the shards of the run before."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(packed, "write_json", stop)
+        write_packed(eight, crops_of(range(1, 6)), 5, SIDE)
+    assert refusal(eight) == f"{eight / 'manifest.json'} is missing: {REMEDY}"
+    write_packed(eight, crops_of(range(2)), 2, SIDE)
+    assert sorted(contents(eight)) == ["0000.npy", "manifest.json"]
 
 
 # Reading
@@ -228,7 +241,7 @@ def test_prefetched_crops_are_in_memory_before_they_are_used(
 
 # What is damaged or missing
 
-REMEDY = "`dvc checkout` restores it, or `dvc repro crop` makes it again"
+REMEDY = "`dvc checkout --force crop` restores it, or `dvc repro crop` makes it again"
 
 
 def refusal(folder: Path) -> str:

@@ -130,6 +130,6 @@ def test_crops_that_changed_are_a_line_before_training(pixels: np.ndarray, run: 
         file.write(b"changed")
     assert train_fold(run, code=1).startswith(
         "error: crop/train/0000.npy is not what the stage crop wrote (its SHA-256 is another one "
-        "than in manifest.json): `dvc checkout` restores it, or `dvc repro crop` makes it again"
+        "than in manifest.json): `dvc checkout --force crop` restores it"
     )
     assert not Path("out").exists()

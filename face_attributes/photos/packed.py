@@ -5,10 +5,12 @@ of the crops, and the rows and the SHA-256 of each shard. Readers map shards int
 keeps in RAM what fits, and reads the rest from disk.
 """
 
+import hashlib
 import mmap
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from io import BufferedRandom
 from itertools import accumulate
 from pathlib import Path
 from tokenize import TokenError
@@ -21,7 +23,6 @@ from face_attributes.errors import UserError
 from face_attributes.files import (
     remembered_sha256,
     remove_leftovers,
-    sha256,
     write_json,
     write_whole,
 )
@@ -34,7 +35,7 @@ SHARD_BYTES = 2**32 - 2**20
 """Largest size of the crops in a shard: file systems and object stores have limits of 4 GiB and
 5 GB. Of 10 million crops at 224 pixels, 351 shards are open at once; the usual limit is 1,024."""
 
-REMEDY = "`dvc checkout` restores it, or `dvc repro crop` makes it again"
+REMEDY = "`dvc checkout --force crop` restores it, or `dvc repro crop` makes it again"
 
 
 class Shard(BaseModel):
@@ -60,14 +61,14 @@ class Manifest(BaseModel):
 def packed_writer(folder: Path, count: int, side: int) -> Iterator[Callable[[int, Pixels], None]]:
     """Write `count` crops to a folder with one crop in memory at a time, in any order.
 
-    What the folder had before is deleted first, and the manifest is written last: without it, the
+    Those of an earlier run stay until all are written. The manifest comes last: without it, the
     folder counts as unfinished. Uses plain writes: on a full disk they raise, where a memory map
     would kill the process.
 
     Yields:
         `write(row, crop)`, to call once per row with a crop of side x side x 3, uint8.
     """
-    _delete_packed(folder)
+    remove_leftovers(folder)
     limit = max(1, SHARD_BYTES // (side * side * 3))
     rows = [min(limit, count - start) for start in range(0, max(1, count), limit)]
     paths = [folder / f"{number:04}.npy" for number in range(len(rows))]
@@ -88,16 +89,21 @@ def packed_writer(folder: Path, count: int, side: int) -> Iterator[Callable[[int
         yield write
         if not written.all():
             raise ValueError(f"{folder}: {written.sum()} crops instead of {count}")
-    shards = [
-        Shard(file=path.name, rows=length, sha256=sha256(path))
-        for path, length in zip(paths, rows, strict=True)
-    ]
+        shards = [
+            Shard(file=path.name, rows=length, sha256=_sha256(file))
+            for path, length, file in zip(paths, rows, files, strict=True)
+        ]
+        _delete_packed(folder)
     write_json(folder / MANIFEST, Manifest(side=side, shards=shards).model_dump())
+
+
+def _sha256(file: BufferedRandom) -> str:
+    file.seek(0)
+    return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _delete_packed(folder: Path) -> None:
     """Delete packed crops, the manifest first, and no other file that is there."""
-    remove_leftovers(folder)
     for path in (folder / MANIFEST, *folder.glob("[0-9][0-9][0-9][0-9]*.npy")):
         path.unlink(missing_ok=True)
 
