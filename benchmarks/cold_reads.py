@@ -2,7 +2,7 @@
 
     python -m benchmarks.cold_reads --side 224 --gigabytes 3
 
-Random batches are read from a packed array that the system has forgotten, as they are when crops
+Random batches are read from packed crops that the system has forgotten, as they are when crops
 outgrow RAM. Between batches the process sleeps for as long as a step of training takes. Both ways
 alternate; medians are printed. Linux only: other systems cannot be told to forget a file.
 """
@@ -21,8 +21,8 @@ import typer
 from torch import Tensor
 
 from face_attributes.command import user_command
-from face_attributes.networks.device import mapped_tensor
-from face_attributes.photos.packed import Pixels, prefetch, read_packed, write_packed
+from face_attributes.networks.device import gather
+from face_attributes.photos.packed import Pixels, read_packed, write_packed
 
 BATCHES, REPEATS = 40, 3
 
@@ -34,17 +34,17 @@ def noise(count: int, side: int) -> Iterator[Pixels]:
         yield generator.integers(0, 256, (side, side, 3), dtype=np.uint8)
 
 
-def waits(path: Path, batches: list[Tensor], ahead: bool, step: float) -> float:
-    """Median seconds of reading a batch after the system has forgotten the file."""
-    with path.open("rb") as file:
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    packed = read_packed(path)
-    pixels, seconds = mapped_tensor(packed), []
+def waits(folder: Path, batches: list[Tensor], ahead: bool, step: float) -> float:
+    """Median seconds of reading a batch after the system has forgotten the files."""
+    for shard in folder.glob("*.npy"):
+        with shard.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    packed, seconds = read_packed(folder), []
     for batch, following in zip(batches, [*batches[1:], batches[0]], strict=True):
         start = time.perf_counter()
         if ahead:
-            prefetch(packed, following.tolist())
-        pixels[batch]
+            packed.prefetch(following.tolist())
+        gather(packed, batch)
         seconds.append(time.perf_counter() - start)
         time.sleep(step)
     return statistics.median(seconds)
@@ -53,7 +53,7 @@ def waits(path: Path, batches: list[Tensor], ahead: bool, step: float) -> float:
 @user_command
 def main(
     side: Annotated[int, typer.Option(help="Side of the crops in pixels")] = 224,
-    gigabytes: Annotated[float, typer.Option(help="Size of the file")] = 3.0,
+    gigabytes: Annotated[float, typer.Option(help="Size of the crops")] = 3.0,
     batch: Annotated[int, typer.Option(help="Photos per batch")] = 64,
     step: Annotated[float, typer.Option(help="Seconds of a step of training")] = 0.05,
 ) -> None:
@@ -61,13 +61,13 @@ def main(
     count = int(gigabytes * 1e9 / (side * side * 3))
     results: dict[bool, list[float]] = {False: [], True: []}
     with tempfile.TemporaryDirectory(dir=".") as folder:
-        path = Path(folder) / "crops.npy"
-        write_packed(path, noise(count, side), count, side)
+        crops = Path(folder) / "crops"
+        write_packed(crops, noise(count, side), count, side)
         generator = torch.Generator().manual_seed(0)
         for _ in range(REPEATS):
             for ahead, medians in results.items():
                 rows = torch.randperm(count, generator=generator)[: batch * BATCHES]
-                medians.append(waits(path, list(rows.split(batch)), ahead, step))
+                medians.append(waits(crops, list(rows.split(batch)), ahead, step))
     without, ahead_too = (1000 * statistics.median(medians) for medians in results.values())
     print(
         f"{count:,} crops of {side} px, {batch} a batch, from disk: a step waits {without:.1f} ms; "

@@ -99,13 +99,13 @@ def main(
         if not len(rows):
             raise UserError(f"{params.data.answers} has no answer for any evaluation photo")
         labels = given.iloc[rows].astype(int).to_numpy()
-        pixels = torch.from_numpy(read_packed(Path("data/crop/evaluation.npy"))[rows])
+        pixels = torch.from_numpy(read_packed(Path("data/crop/evaluation"))[rows])
         parts = [(networks, recipes, np.arange(len(rows)))]
     else:
         table = read_stage_table(Path("data/folds/folds.csv"))
         rows = np.flatnonzero(table["fold"] != HOLDOUT)
         labels, folds = (table[column].to_numpy()[rows] for column in ("label", "fold"))
-        pixels = torch.from_numpy(read_packed(Path("data/crop/train.npy"))[rows])
+        pixels = torch.from_numpy(read_packed(Path("data/crop/train"))[rows])
         parts = [
             ([network], [recipe], np.flatnonzero(folds == fold))
             for fold, network, recipe in zip(params.folds.index, networks, recipes, strict=True)

@@ -208,6 +208,7 @@ def check_float32(hardware: Hardware, params: TrainParams, side: int) -> str:
     for name, setting in {"all": backends, "convolutions": backends.cudnn.conv}.items():
         assert setting.fp32_precision == "ieee", f"{name}: {setting.fp32_precision}"
     photos = make_photos(16, side, CPU)
+    assert isinstance(photos.pixels, Tensor)
     images, targets = normalise(photos.pixels), functional.one_hot(photos.labels, NUM_CLASSES)
 
     def gradient(kind: Hardware, network: nn.Module, batch: Tensor) -> Tensor:
@@ -290,6 +291,7 @@ def check_host(hardware: Hardware, params: TrainParams, side: int) -> str:
     """Photos that stay on the host give the same bytes as those on the GPU."""
     on_gpu(hardware)
     resident = make_photos(640, side, hardware)
+    assert isinstance(resident.pixels, Tensor)
     waiting = Photos(resident.pixels.cpu(), resident.labels, resident.sha256)
     hashes = set()
     for photos in (resident, waiting):
@@ -551,6 +553,7 @@ def time_training(
     speeds["prediction"] = photos_per_second(lambda: inputs.predict(fold.training, views), count)
     with free_choice_of_algorithms():
         take = plain_step(make_network(side, hardware), hardware)
+        assert isinstance(photos.pixels, Tensor)
         images, labels = normalise(photos.pixels[:batch]), photos.labels[:batch]
         speeds["plain step"] = photos_per_second(
             lambda: [take(images, labels) for _ in range(steps)], count

@@ -9,6 +9,7 @@ memory is short. The baseline trains on a copy of all crops in memory. The netwo
 crops make the difference.
 """
 
+import shutil
 import tempfile
 import threading
 import time
@@ -89,7 +90,7 @@ def train(crops: Path, count: int, params: Params, in_memory: bool = False) -> N
     labels = np.arange(count) % NUM_CLASSES
     photos = load_photos(crops, labels, hardware)
     if in_memory:
-        photos = Photos(torch.from_numpy(np.array(read_packed(crops))), photos.labels, "")
+        photos = Photos(torch.from_numpy(np.stack([*read_packed(crops)])), photos.labels, "")
     rows = torch.arange(count)
     fold = Fold(0, rows, rows[::10], functional.one_hot(photos.labels, NUM_CLASSES).float())
     network = tiny_network()
@@ -136,7 +137,7 @@ def main(
     with tempfile.TemporaryDirectory(dir=".") as folder:
         for factor in FACTORS:
             count = factor * budget * 10**6 // (side * side * 3)
-            crops = Path(folder) / f"{factor}.npy"
+            crops = Path(folder) / f"{factor}"
             for name, step in STEPS.items():
                 # A new process each, which does not inherit memory.
                 with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
@@ -148,7 +149,7 @@ def main(
                     *(f"{nbytes / 1e6:.0f} MB" for nbytes in peak[:2]),
                     f"{peak.seconds:.1f}",
                 )
-            crops.unlink()
+            shutil.rmtree(crops)
     Console(width=100).print(table)
 
 

@@ -55,7 +55,7 @@ def train(
     """Pack the crops, unless they exist, and train on all folds but one."""
     params = read_params()
     photos = pd.read_csv(table)
-    crops = table.with_name(f"{table.stem}{side}.npy")
+    crops = table.with_name(f"{table.stem}{side}")
     if not crops.exists():
         crop_photo = partial(crop, params=params.crop.model_copy(update={"side": side}))
         with ProcessPoolExecutor() as pool:

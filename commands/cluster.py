@@ -235,11 +235,12 @@ def make_tasks(
                 files = read_files(Path(), list_files(paths))
                 inputs += _put(_hash(files), [files], objects, ray)
             for dep in data:
-                if file := _find_in_cache(dep):
-                    cached[dep.def_path] = file
-                else:
-                    parts = read_parts({path: Path(path) for path in list_files([dep.def_path])})
-                    inputs += _put(f"{dep} {dep.hash_info.value}", parts, objects, ray)
+                for path, md5 in _files(dep).items():
+                    if file := _find_in_cache(md5, repo):
+                        cached[path] = file
+                    else:
+                        parts = read_parts({path: Path(path)})
+                        inputs += _put(f"{path} {md5}", parts, objects, ray)
             stage.save_deps()
             if _digest(stage) != digest:
                 raise UserError("what train depends on changed while it was read: run again")
@@ -273,11 +274,16 @@ def _digest(stage: PipelineStage) -> str:
     return hashlib.sha256(repr((stage.cmd, deps)).encode()).hexdigest()
 
 
-def _find_in_cache(dep: Dependency) -> CachedFile | None:
-    """Find a dependency that is a file in DVC's cache."""
-    if dep.hash_info.isdir:
-        return None
-    path = Path(dep.repo.cache.local.oid_to_path(dep.hash_info.value))
+def _files(dep: Dependency) -> dict[str, str]:
+    """The files of a dependency, which is one or a folder, and DVC's hashes of them."""
+    if not dep.hash_info.isdir:
+        return {dep.def_path: dep.hash_info.value}
+    return {"/".join((dep.def_path, *parts)): md5.value for parts, _, md5 in dep.get_obj()}
+
+
+def _find_in_cache(md5: str, repo: Repo) -> CachedFile | None:
+    """Find a file in DVC's cache."""
+    path = Path(repo.cache.local.oid_to_path(md5))
     file = CachedFile(str(path), path.stat().st_size if path.exists() else 0, [])
     return file if file.is_here() else None
 

@@ -57,7 +57,7 @@ from face_attributes.networks.device import Hardware
 from face_attributes.networks.recipe import Recipe, describe_views
 from face_attributes.params import AggregateParams, read_params
 from face_attributes.photos.labels import NUM_CLASSES, class_names
-from face_attributes.photos.packed import Pixels, read_packed
+from face_attributes.photos.packed import Crops, Pixels, read_packed
 from face_attributes.photos.tables import read_stage_table
 from face_attributes.progress import progress
 from face_attributes.revisions import git_state
@@ -102,7 +102,7 @@ def read_source(folder: Path, fold: int | None) -> Source:
     return Source(name, files, *read_networks(list(files.values()), CPU))
 
 
-def sample_crops(crops: Pixels, count: int, exclude: CropRows = NO_ROWS) -> Pixels:
+def sample_crops(crops: Crops, count: int, exclude: CropRows = NO_ROWS) -> Pixels:
     """Draw `count` crops (or all there are) at random, always the same, in their order."""
     rows = np.setdiff1d(np.arange(len(crops)), exclude)
     sample: Pixels = crops[np.sort(np.random.default_rng(0).permutation(rows)[:count])]
@@ -228,7 +228,7 @@ def predict_onnx(contents: Sequence[bytes], crops: Pixels) -> NDArray[np.float32
 
 
 def predict_out_of_fold(
-    source: Source, held_out: pd.DataFrame, rows: CropRows, crops: Pixels
+    source: Source, held_out: pd.DataFrame, rows: CropRows, crops: Crops
 ) -> NDArray[np.float32]:
     """Predict held-out photos in fp32 and in int8: 2 x N x 18.
 
@@ -299,7 +299,7 @@ def print_int8(path: Path, figures: dict[str, Any]) -> None:
 
 
 def make_int8(
-    source: Source, fp32: bytes, held_out: pd.DataFrame, rows: CropRows, crops: Pixels
+    source: Source, fp32: bytes, held_out: pd.DataFrame, rows: CropRows, crops: Crops
 ) -> tuple[bytes, NDArray[np.float32]]:
     """Quantise an ONNX file, and predict held-out photos in fp32 and in int8 (2 x N x 18).
 
@@ -375,8 +375,8 @@ def main(
     params = read_params()
     source = read_source(networks, fold)
     recipe = source.recipes[0]
-    table, training = read_stage_table(crops / "train.csv"), read_packed(crops / "train.npy")
-    evaluation = read_packed(crops / "evaluation.npy")
+    table, training = read_stage_table(crops / "train.csv"), read_packed(crops / "train")
+    evaluation = read_packed(crops / "evaluation")
     sample = sample_crops(evaluation if len(evaluation) else training, CHECK_CROPS)
     if sample.shape[1] != recipe.crop.side:
         raise UserError(

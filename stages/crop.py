@@ -4,7 +4,7 @@
 
 Writes to the output folder:
 
-- `train.npy`, `evaluation.npy`: the crops, N x side x side x 3, uint8, for memory mapping
+- `train/`, `evaluation/`: the crops, N x side x side x 3, uint8, in files for memory mapping
 - `train.csv`, `evaluation.csv`: one row per crop, in the same order: person, photo, the face box as
   shares of the photo (left, top, width, height), way (how the box was found), confidence
 - `fallback.json`: median box of the training photos, for photos without a detected face
@@ -116,7 +116,7 @@ def crop_set(
     map_photos: MapPhotos,
     out: Path,
 ) -> tuple[Faces, pd.DataFrame]:
-    """Crop a set of photos, write `NAME.npy` and `NAME.csv` to `out`; return faces and boxes.
+    """Crop a set of photos, write `NAME/` and `NAME.csv` to `out`; return faces and boxes.
 
     A photo is decoded once, unless it shows no face: its box is known when all others are.
 
@@ -129,7 +129,7 @@ def crop_set(
         The detected faces, and the table of boxes.
     """
     paths = photos["path"].to_list()
-    with packed_writer(out / f"{name}.npy", len(photos), side) as write:
+    with packed_writer(out / name, len(photos), side) as write:
         faces = Faces(np.full((len(paths), 4), np.nan), np.zeros(len(paths)), [0] * len(paths))
         searched = map_photos(_find_and_cut, paths)
         searched = progress(searched, len(paths), f"crop: photos searched, {name}")
@@ -242,7 +242,7 @@ def main(clean: Path, detectors: Path, out: Path) -> None:
     median = overall_median(faces)
     write_json(out / "fallback.json", {"box": None if median is None else median.tolist()})
     with write_whole(out / "contact_sheet.png") as file:
-        sheet = draw_contact_sheet(boxes, photos["mask"], read_packed(out / "train.npy"))
+        sheet = draw_contact_sheet(boxes, photos["mask"], read_packed(out / "train"))
         sheet.save(file, format="png")
     masks = photos["mask"].reset_index(drop=True)
     metrics = {

@@ -231,7 +231,7 @@ def main(crop: Path, out: Path) -> None:
     training = read_stage_table(crop / "train.csv")[["person", "photo"]]
     evaluation = read_stage_table(crop / "evaluation.csv")[["photo"]].assign(person="")
     photos = pd.concat([training, evaluation], ignore_index=True)
-    crops = [*read_packed(crop / "train.npy"), *read_packed(crop / "evaluation.npy")]
+    crops = [*read_packed(crop / "train"), *read_packed(crop / "evaluation")]
 
     duplicates = find_duplicates(photos, crops, params.duplicates)
     counts = count_duplicates(duplicates)

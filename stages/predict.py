@@ -55,12 +55,12 @@ def main(results: Path, crop: Path, photos: Path, folds: Path, out: Path, submis
         batch_size=params.predict.batch_size,
     )
     prior = class_prior(training.loc[~in_holdout, "label"].to_numpy())
-    probabilities = predict(read_packed(crop / "evaluation.npy"))
+    probabilities = predict(read_packed(crop / "evaluation"))
 
     table = probability_table(evaluation.loc[readable, ["photo"]], probabilities)
     write_table(out / "probabilities.csv", table, float_format="%.6g")
     holdout = training.loc[in_holdout, ["person", "photo", "fold", "label"]]
-    held_out = predict(read_packed(crop / "train.npy"), rows=np.flatnonzero(in_holdout))
+    held_out = predict(read_packed(crop / "train"), rows=np.flatnonzero(in_holdout))
     write_table(out / "holdout.csv", probability_table(holdout, held_out), float_format="%.6g")
     tau = params.predict.tau
     if tau == "auto":

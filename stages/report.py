@@ -35,7 +35,7 @@ from face_attributes.pages import charts
 from face_attributes.pages.rendering import image_data, render
 from face_attributes.params import Params, read_params
 from face_attributes.photos.labels import NUM_AGE_GROUPS, age_group, attribute_names, class_names
-from face_attributes.photos.packed import Pixels, read_packed
+from face_attributes.photos.packed import Crops, read_packed
 from face_attributes.photos.tables import PROBABILITIES, read_stage_table
 from face_attributes.progress import progress
 from face_attributes.revisions import git_state, read_metrics
@@ -179,7 +179,7 @@ def describe_photo(row: dict[Hashable, Any], names: Sequence[str]) -> Entry:
 
 
 def photos_by_cell(
-    table: pd.DataFrame, crops: Pixels, names: Sequence[str]
+    table: pd.DataFrame, crops: Crops, names: Sequence[str]
 ) -> dict[str, list[Entry]]:
     """Photos of each cell of the confusion matrix, by "given-predicted", most confident first.
 
@@ -197,7 +197,7 @@ def photos_by_cell(
 
 
 def attention_overlays(
-    table: pd.DataFrame, crops: Pixels, results: Path, names: Sequence[str]
+    table: pd.DataFrame, crops: Crops, results: Path, names: Sequence[str]
 ) -> list[Entry]:
     """Photos with a Grad-CAM overlay for the predicted class, by the network of their fold.
 
@@ -307,7 +307,7 @@ def score_content(
     }
 
 
-def photo_content(table: pd.DataFrame, crops: Pixels, results: Path, params: Params) -> Entry:
+def photo_content(table: pd.DataFrame, crops: Crops, results: Path, params: Params) -> Entry:
     """Photos of the page: those behind the confusion matrix, and the most confident with maps."""
     names, count = class_names(params.labels.age_edges), params.report.examples
     wrong, correct = (
@@ -411,7 +411,7 @@ def main(
             curves,
             params,
         ),
-        **photo_content(table, read_packed(crop / "train.npy"), results, params),
+        **photo_content(table, read_packed(crop / "train"), results, params),
     )
     with write_whole(out) as file:
         file.write(page.encode())

@@ -138,7 +138,7 @@ def main(
         .assign(person="evaluation", mask="", gender="", age="", origin="")
     )
     evaluated["row"] = range(len(training), len(training) + len(evaluated))
-    crops = [*read_packed(crop / "train.npy"), *read_packed(crop / "evaluation.npy")]
+    crops = [*read_packed(crop / "train"), *read_packed(crop / "evaluation")]
 
     groups = training["age"].map(lambda age: names["age"][age_group(age, edges)])
     years = training["age"].groupby(groups).median().astype(int).to_dict()

@@ -171,7 +171,7 @@ def main(
     hardware = prepare_hardware(train.device, train.precision, rank=rank(), processes=processes())
     table = read_stage_table(folds)
     fold = make_fold(table, number, params, hardware.device)
-    photos = load_photos(crop / "train.npy", table["label"].to_numpy(), hardware)
+    photos = load_photos(crop / "train", table["label"].to_numpy(), hardware)
     network = initial_network(params, initial, hardware)
     parameters = count_parameters(network)
     announce(params, fold, parameters, hardware)

@@ -435,7 +435,8 @@ def wait_for_checkpoints(project: Project, number: int) -> None:
 EPOCHS = {"epochs": 4, "patience": 4}
 DATA = [
     "data/crop/fallback.json",
-    "data/crop/train.npy",
+    "data/crop/train/0000.npy",
+    "data/crop/train/manifest.json",
     "data/folds/folds.csv",
     "data/weights/initial.safetensors",
 ]

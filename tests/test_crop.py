@@ -14,6 +14,7 @@ from face_attributes.faces.boxes import DETECTED
 from face_attributes.faces.cut import cut
 from face_attributes.params import read_params
 from face_attributes.photos.opening import open_photo
+from face_attributes.photos.packed import read_packed
 from stages import clean, crop, sample
 from tests.conftest import Change, Run, save_photo
 
@@ -48,7 +49,10 @@ def test_both_sets_are_cropped_alike_and_missing_boxes_are_substituted(
     row = train.index[(train["person"] == PERSON) & (train["photo"] == "normal.jpg")][0]
     evaluation_row = evaluation.index[evaluation["photo"] == "a.jpg"][0]
     assert train.loc[row, METADATA].to_list() == evaluation.loc[evaluation_row, METADATA].to_list()
-    pixels, evaluation_pixels = np.load("crop/train.npy"), np.load("crop/evaluation.npy")
+    pixels, evaluation_pixels = (
+        read_packed(Path("crop/train")),
+        read_packed(Path("crop/evaluation")),
+    )
     np.testing.assert_array_equal(pixels[row], evaluation_pixels[evaluation_row])
 
     ways = train.groupby("person")["way"].value_counts().unstack(fill_value=0)
@@ -72,9 +76,9 @@ def test_without_a_face_in_training_evaluation_photos_are_cropped_in_the_middle(
 def test_the_arrays_match_the_tables(cleaned: Path, run: Run, change: Change) -> None:
     change("crop.detector", "none")
     run(crop.main, "clean", "data/detectors", "crop")
-    pixels = np.load("crop/train.npy", mmap_mode="r")
+    pixels = np.load("crop/train/0000.npy", mmap_mode="r")
     assert (pixels.shape, pixels.dtype) == ((21, 16, 16, 3), np.uint8)
-    assert np.load("crop/evaluation.npy").shape == (2, 16, 16, 3)
+    assert read_packed(Path("crop/evaluation")).shape == (2, 16, 16, 3)
     photos, boxes = pd.read_csv("clean/photos.csv"), pd.read_csv("crop/train.csv")
     assert boxes[["person", "photo"]].equals(photos[["person", "photo"]])
     middle = open_photo(Path(photos["path"][3])).crop((0, 8, 48, 56)).resize((16, 16))
@@ -202,7 +206,7 @@ def test_a_yunet_model_that_is_missing_bad_or_outside_the_dependency_is_an_error
     assert f"crop.yunet_model: {model} is outside data/detectors, where DVC would not" in error()
     change("crop.yunet_model", "model.onnx")
     assert "crop.yunet_model: model.onnx is outside data/detectors, where DVC would not" in error()
-    assert not Path("crop/train.npy").exists()
+    assert not Path("crop/train").exists()
 
 
 def test_a_photo_that_changed_after_the_stage_clean_is_an_error(cleaned: Path, run: Run) -> None:

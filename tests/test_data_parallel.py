@@ -242,7 +242,13 @@ STEADY = {"optimizer.name": "sgd", "head_lr": 1e-3, "backbone_lr": 1e-3, "batch_
 """Trains so that rounding stays small, which BatchNorm of few photos makes grow a thousandfold."""
 STAGE = "-m", "stages.train", "0", "data/crop", "data/folds.csv", "data/initial.safetensors", "out"
 OUTPUTS = [f"out/{name}" for name in ("out_of_fold.csv", "history.csv", "network.safetensors")]
-READ = ("params.yaml", "data/crop/train.npy", "data/crop/fallback.json", *STAGE[4:6])
+READ = (
+    "params.yaml",
+    "data/crop/train/manifest.json",
+    "data/crop/train/0000.npy",
+    "data/crop/fallback.json",
+    *STAGE[4:6],
+)
 
 
 @pytest.fixture
@@ -259,7 +265,7 @@ def fold(change: Change) -> Change:
     rows |= {"fold": np.arange(54) // 18, "label": labels, "age": [20, 45, 70] * 18}
     write_table(Path("data/folds.csv"), pd.DataFrame(rows))
     pixels = np.random.default_rng(0).integers(0, 256, (54, 32, 32, 3), np.uint8)
-    write_packed(Path("data/crop/train.npy"), pixels, 54, 32)
+    write_packed(Path("data/crop/train"), pixels, 54, 32)
     write_json(Path("data/crop/fallback.json"), {"box": FALLBACK})
     write_weights(Path("data/initial.safetensors"), build("resnet18", 32, "split").state_dict())
     return change

@@ -68,7 +68,16 @@ def test_data_moves_to_the_gpu_up_to_a_share_of_its_memory(
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free, 1000))  # noqa: B023
         monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: allocated)  # noqa: B023
         monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: allocated + cached)  # noqa: B023
-        assert (META.to_device_if_it_fits(photos) is not photos) == moved
+        assert (META.to_device_if_it_fits([photos]) is not None) == moved
+
+
+def test_parts_of_data_are_one_tensor_on_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (1000, 1000))
+    parts = [torch.zeros(rows, 2, 3, dtype=torch.uint8) for rows in (5, 0, 4)]
+    moved = META.to_device_if_it_fits(parts)
+    assert moved is not None
+    assert (moved.device.type, moved.shape, moved.dtype) == ("meta", (9, 2, 3), torch.uint8)
+    assert CPU.to_device_if_it_fits(parts) is None
 
 
 def test_batches_come_in_order_from_the_device_and_from_the_host() -> None:

@@ -184,9 +184,9 @@ def test_the_stage_finds_copies_within_a_person_across_people_and_in_evaluation(
         ("003", "mask1.jpg"): crop(EDITS["scaled"](portrait(3))),
     }
     evaluation = {"a.jpg": crop(portrait(4)), "b.jpg": crop(ImageOps.mirror(portrait(2)))}
-    write_packed(Path("crop/train.npy"), photos.values(), len(photos), SIDE)
+    write_packed(Path("crop/train"), photos.values(), len(photos), SIDE)
     pd.DataFrame(photos.keys(), columns=["person", "photo"]).to_csv("crop/train.csv", index=False)
-    write_packed(Path("crop/evaluation.npy"), evaluation.values(), len(evaluation), SIDE)
+    write_packed(Path("crop/evaluation"), evaluation.values(), len(evaluation), SIDE)
     pd.DataFrame({"photo": evaluation.keys()}).to_csv("crop/evaluation.csv", index=False)
     result = run(duplicates.main, "crop", "out")
     table = pd.read_csv("out/duplicates.csv", dtype=str, keep_default_na=False)

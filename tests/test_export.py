@@ -74,8 +74,8 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         photos = pd.DataFrame({"person": [f"p{i // 4}" for i in range(PHOTOS)]})
         photos["photo"] = [f"{i}.jpg" for i in range(PHOTOS)]
         crops = Path("data/crop")
-        write_packed(crops / "train.npy", CROPS, PHOTOS, SIDE)
-        write_packed(crops / "evaluation.npy", CROPS[:9], 9, SIDE)
+        write_packed(crops / "train", CROPS, PHOTOS, SIDE)
+        write_packed(crops / "evaluation", CROPS[:9], 9, SIDE)
         photos.to_csv(crops / "train.csv", index=False)
         recipe = small_recipe(FALLBACK)
         for fold in range(2):

@@ -14,7 +14,8 @@ from face_attributes.networks.build import build
 from face_attributes.networks.freezing import freeze, split
 from face_attributes.networks.views import make_views, normalise
 from face_attributes.params import AugmentationParams, PredictionParams
-from face_attributes.photos.packed import write_packed
+from face_attributes.photos import packed
+from face_attributes.photos.packed import PackedPixels, write_packed
 from face_attributes.training import inputs as inputs_module
 from face_attributes.training.feature_store import FeatureStore
 from face_attributes.training.inputs import Inputs, load_photos, plain_views, prepare_inputs
@@ -41,21 +42,34 @@ def count_files(store: FeatureStore) -> int:
     return len(list(store.folder.glob("*.features")))
 
 
-def test_photos_that_stay_in_their_file_give_the_same_batches(
-    store: FeatureStore, tmp_path: Path
+@pytest.mark.parametrize("a_shard", [10, 36])
+def test_photos_that_stay_in_their_files_give_the_same_batches(
+    store: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, a_shard: int
 ) -> None:
+    monkeypatch.setattr(packed, "SHARD_BYTES", a_shard * 16 * 16 * 3)
     photos, network = graded_photos(), tiny_network()
-    write_packed(tmp_path / "train.npy", photos.pixels.numpy(), len(photos), 16)
-    loaded = load_photos(tmp_path / "train.npy", photos.labels.numpy(), CPU)
-    assert loaded.packed is not None
-    assert loaded.sha256 == sha256(tmp_path / "train.npy")
+    write_packed(tmp_path / "train", photos.pixels.numpy(), len(photos), 16)
+    loaded = load_photos(tmp_path / "train", photos.labels.numpy(), CPU)
+    assert isinstance(loaded.pixels, PackedPixels)
+    assert loaded.sha256 == sha256(tmp_path / "train/manifest.json")
     assert torch.equal(loaded.labels, photos.labels)
-    batches = []
+    batches, predictions = [], []
     for each in (photos, loaded):
         inputs = prepare_inputs(network, each, train_params(), CPU, store)
         read = inputs.training_batches(ROWS[5:].split(20), seeded())
         batches.append(torch.cat(list(read)))
+        predictions.append(inputs.predict(ROWS[::3], PredictionParams(flip=True, zoom=0.1)))
     assert torch.equal(*batches)
+    assert torch.equal(*predictions)
+
+
+def test_the_photos_of_the_next_batch_are_read_ahead_on_a_cpu(tmp_path: Path) -> None:
+    photos, prefetched = graded_photos(), list[list[int]]()
+    write_packed(tmp_path / "train", photos.pixels.numpy(), len(photos), 16)
+    loaded = load_photos(tmp_path / "train", photos.labels.numpy(), CPU)
+    loaded.pixels.prefetch = prefetched.append
+    for number, _ in enumerate(loaded.read_ahead(ROWS[:5].split(2))):
+        assert prefetched == [[2, 3], [4]][: number + 1]
 
 
 def test_cached_views_without_augmentation_equal_fresh_ones(store: FeatureStore) -> None:

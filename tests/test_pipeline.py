@@ -50,7 +50,7 @@ def test_out_of_fold_scores_average_the_same_views_as_predictions(project: Proje
     """Out-of-fold photos over mirror images and zoomed views, training photos over the former."""
     data, hardware = project.folder / "data", choose_hardware("cpu", "auto", "device")
     networks, (recipe,) = read_networks([data / "train/fold0/network.safetensors"], hardware)
-    pixels = read_packed(data / "crop/train.npy")
+    pixels = read_packed(data / "crop/train")
     photos = pd.read_csv(data / "folds/folds.csv")
     held_out = (photos["fold"] == 0).to_numpy()
     written = pd.read_csv(data / "train/fold0/out_of_fold.csv")[PROBABILITIES].to_numpy()
@@ -132,7 +132,7 @@ def test_a_holdout_is_in_no_fold_and_scored_by_all_networks(project: Project) ->
     hardware = choose_hardware("cpu", "auto", "device")
     paths = [data / f"train/fold{fold}/network.safetensors" for fold in (0, 1)]
     networks, recipe = read_networks(paths, hardware)
-    pixels = read_packed(data / "crop/train.npy")[in_holdout]
+    pixels = read_packed(data / "crop/train")[in_holdout]
     means = ensemble_probabilities(networks, pixels, recipe, hardware, 256)
     assert holdout[PROBABILITIES].to_numpy() == pytest.approx(means, abs=0.01)
 

@@ -36,8 +36,8 @@ def test_predictions_are_the_calibrated_mean_of_the_folds_in_the_order_of_info(
         recipe = make_recipe(read_params(), None, temperature=0.5 + fold)
         write_weights(path, network.state_dict(), recipe)
     crops = np.random.default_rng(0).integers(0, 256, (6, SIDE, SIDE, 3), dtype=np.uint8)
-    write_packed(Path("crop/evaluation.npy"), crops[:2], 2, SIDE)
-    write_packed(Path("crop/train.npy"), crops[2:], 4, SIDE)
+    write_packed(Path("crop/evaluation"), crops[:2], 2, SIDE)
+    write_packed(Path("crop/train"), crops[2:], 4, SIDE)
     rows = "photo,path,rejected\nz.jpg,z,\nbroken.jpg,b,truncated\na.jpg,a,\n"
     Path("evaluation.csv").write_text(rows)
     folds = "p,x,7,0\np,y,7,1\n0,h,3,-1\n0,i,4,-1\n"

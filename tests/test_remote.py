@@ -107,7 +107,7 @@ def test_a_clone_pulls_the_results_and_runs_nothing(project: Project, colleague:
     assert "in sync" in colleague.run("dvc", "status", "--cloud")
     assert colleague.repro() == set()
     assert colleague.run("git", "status", "--porcelain") == ""
-    for name in ("data/crop/train.npy", "data/train/fold1/network.safetensors"):
+    for name in ("data/crop/train/0000.npy", "data/train/fold1/network.safetensors"):
         assert (colleague.folder / name).read_bytes() == (project.folder / name).read_bytes()
 
 
@@ -124,7 +124,7 @@ def test_results_travel_over_ssh(
     project.run("dvc", "push", "--run-cache", "--remote", "lab", HOME=str(home))
     colleague.run("dvc", "pull", "--run-cache", "--remote", "lab", HOME=str(home))
     assert colleague.repro() == set()
-    for name in ("data/crop/train.npy", "data/train/fold1/network.safetensors"):
+    for name in ("data/crop/train/0000.npy", "data/train/fold1/network.safetensors"):
         assert (colleague.folder / name).read_bytes() == (project.folder / name).read_bytes()
 
 

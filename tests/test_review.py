@@ -63,7 +63,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
         rng = np.random.default_rng(0)
         for name, count in {"train": len(photos), "evaluation": 2}.items():
             crops = rng.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
-            write_packed(Path(f"crop/{name}.npy"), crops, count, 32)
+            write_packed(Path(f"crop/{name}"), crops, count, 32)
         rows = pd.DataFrame(rng.dirichlet(np.ones(18), len(photos)), columns=PROBABILITIES)
         table = pd.concat([photos[["person", "photo"]], rows], axis=1)
         table.to_csv("out_of_fold.csv", index=False)

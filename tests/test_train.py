@@ -1,18 +1,25 @@
-"""The stage `train`: the data of a fold, and the tables it writes. It runs in test_pipeline."""
+"""The stage `train`: the data of a fold, its files of crops, and the tables it writes."""
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 
 from face_attributes.errors import UserError
+from face_attributes.files import write_json, write_table
+from face_attributes.networks.build import build
 from face_attributes.networks.device import Hardware
+from face_attributes.networks.weight_files import write_weights
 from face_attributes.params import read_params
+from face_attributes.photos import packed
+from face_attributes.photos.packed import write_packed
 from face_attributes.photos.tables import HOLDOUT
+from stages import train
 from stages.train import announce, held_out_mask, make_fold, out_of_fold_table
-from tests.conftest import Change
-from tests.small import CPU, PARAMS
+from tests.conftest import Change, Run
+from tests.small import CPU, FALLBACK, PARAMS
 
 FOLDS = pd.DataFrame(
     {
@@ -75,3 +82,54 @@ def test_parameters_without_effect_are_announced(
     assert "train.precision: fp16 is for GPUs, and very slow on a CPU" in printed
     assert "train.cached_views has no effect with train.freeze: none" in printed
     assert "train.batch_size: 100 exceeds the 18 photos: one batch per epoch" in printed
+
+
+@pytest.fixture
+def pixels(change: Change) -> np.ndarray:
+    """The crops of FOLDS, beside which the working folder has what the stage reads."""
+    for key, value in {"crop.side": 32, "train.epochs": 2, "train.batch_size": 8}.items():
+        change(key, value)
+    write_table(Path("folds.csv"), FOLDS)
+    write_json(Path("crop/fallback.json"), {"box": FALLBACK})
+    heads = read_params().train.heads
+    write_weights(Path("initial.safetensors"), build("resnet18", 32, heads).state_dict())
+    return np.random.default_rng(0).integers(0, 256, (36, 32, 32, 3), np.uint8)
+
+
+def train_fold(run: Run, code: int = 0) -> str:
+    """What the stage says of an error."""
+    return run(train.main, 0, "crop", "folds.csv", "initial.safetensors", "out", code=code).stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("freeze", "cached_views"), [("none", 0), ("layer3", 2)])
+def test_crops_in_several_shards_train_the_same_network(
+    pixels: np.ndarray, run: Run, change: Change, monkeypatch: pytest.MonkeyPatch,
+    freeze: str, cached_views: int,
+) -> None:  # fmt: skip
+    """Of 36, or at most 5, crops a shard; the features are not those of the run before."""
+    change("train.freeze", freeze)
+    change("train.cached_views", cached_views)
+    results = []
+    for rows in (36, 5):
+        monkeypatch.setattr(packed, "SHARD_BYTES", rows * 32 * 32 * 3)
+        write_packed(Path("crop/train"), pixels, 36, 32)
+        assert len(list(Path("crop/train").glob("*.npy"))) == -(-36 // rows)
+        train_fold(run)
+        results.append({path.name: path.read_bytes() for path in Path("out").iterdir()})
+    assert results[0] == results[1]
+    assert {"network.safetensors", "out_of_fold.csv"} <= results[0].keys()
+    features = len(list(Path(".cache/features").glob("*.features")))
+    assert features == (4 if cached_views else 0)
+
+
+def test_crops_that_changed_are_a_line_before_training(pixels: np.ndarray, run: Run) -> None:
+    write_packed(Path("crop/train"), pixels, 36, 32)
+    with Path("crop/train/0000.npy").open("r+b") as file:
+        file.seek(5000)
+        file.write(b"changed")
+    assert train_fold(run, code=1).startswith(
+        "error: crop/train/0000.npy is not what the stage crop wrote (its SHA-256 is another one "
+        "than in manifest.json): `dvc checkout --force crop` restores it"
+    )
+    assert not Path("out").exists()

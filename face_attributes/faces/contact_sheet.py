@@ -5,7 +5,7 @@ import pandas as pd
 from PIL import Image, ImageDraw, ImageFont
 
 from face_attributes.faces.boxes import DETECTED
-from face_attributes.photos.packed import Pixels
+from face_attributes.photos.packed import Crops
 
 PEOPLE = 12
 PHOTOS = 7
@@ -27,7 +27,7 @@ LEGEND = {
 }
 
 
-def draw_contact_sheet(boxes: pd.DataFrame, masks: pd.Series, crops: Pixels) -> Image.Image:
+def draw_contact_sheet(boxes: pd.DataFrame, masks: pd.Series, crops: Crops) -> Image.Image:
     """Draw a row of up to 7 crops per person, for up to 12 people spread evenly over the table.
 
     The colour of a frame says how the box was found.
@@ -35,7 +35,7 @@ def draw_contact_sheet(boxes: pd.DataFrame, masks: pd.Series, crops: Pixels) -> 
     Args:
         boxes: person, photo and way of each crop.
         masks: mask state of each crop, in words.
-        crops: N x side x side x 3, uint8.
+        crops: in the same order.
     """
     people = boxes["person"].drop_duplicates().to_list()
     chosen = [people[row] for row in np.unique(np.linspace(0, len(people) - 1, PEOPLE).astype(int))]

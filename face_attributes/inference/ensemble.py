@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from face_attributes.errors import UserError
 from face_attributes.networks.build import build
-from face_attributes.networks.device import Hardware, in_halves, mapped_tensor
+from face_attributes.networks.device import Hardware, in_halves
 from face_attributes.networks.recipe import Recipe
 from face_attributes.networks.views import average_views, count_views, make_views, normalise
 from face_attributes.networks.weight_files import load_network, read_recipe
 from face_attributes.photos.labels import NUM_CLASSES
-from face_attributes.photos.packed import Pixels
+from face_attributes.photos.packed import Crops
 from face_attributes.progress import progress
 
 Probabilities = NDArray[np.float32]
@@ -111,7 +111,7 @@ def to_host(probabilities: Tensor, hardware: Hardware) -> Tensor:
 
 def ensemble_probabilities(
     networks: Sequence[nn.Module],
-    pixels: Pixels,
+    pixels: Crops,
     recipes: Sequence[Recipe],
     hardware: Hardware,
     batch_size: int,
@@ -121,7 +121,7 @@ def ensemble_probabilities(
 
     Args:
         recipes: of each network.
-        pixels: crops, N x S x S x 3, uint8; a packed array is read a batch at a time.
+        pixels: crops, N x S x S x 3, uint8; packed ones are read a batch at a time.
         batch_size: images computed at once; each view of a photo is one.
         rows: of the crops to predict (R); None: all.
 
@@ -132,7 +132,7 @@ def ensemble_probabilities(
     numbers = torch.arange(len(pixels)) if rows is None else torch.from_numpy(rows)
     size = max(1, batch_size // ensemble.views)
     batches = numbers.split(size) if len(numbers) else ()
-    crops = hardware.fetch(mapped_tensor(pixels), batches)
+    crops = hardware.fetch(pixels, batches)
     predicted = torch.empty(len(numbers), NUM_CLASSES, device=hardware.device)
     for number, batch in enumerate(progress(crops, len(batches), "predict: batches")):
         # In place, so that memory stays flat.

@@ -19,6 +19,7 @@ from face_attributes.errors import UserError
 from face_attributes.files import project_folder
 from face_attributes.networks.convolution import MatrixProducts
 from face_attributes.params import Device, Precision
+from face_attributes.photos.packed import Crops
 from face_attributes.processes import claim
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -35,6 +36,9 @@ OUT_OF_GPU_MEMORY = (
     "unable to find an engine",  # likewise
 )
 """Parts of the messages of errors that mean, or may mean, that a GPU's memory did not suffice."""
+
+Rows = Tensor | Crops
+"""Photos, or features of photos, by row."""
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Constants of glibc's malloc.h."""
@@ -62,47 +66,63 @@ class Hardware:
         """Scale losses in float16, whose smallest numbers gradients fall below; else do nothing."""
         return torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
 
-    def to_device_if_it_fits(self, data: Tensor) -> Tensor:
-        """Move to the device if this process would then use at most RESIDENT_SHARE of its memory.
+    def to_device_if_it_fits(self, parts: Sequence[Tensor]) -> Tensor | None:
+        """Concatenate on the device if this process then uses at most RESIDENT_SHARE of its memory.
 
-        Memory that other processes use does not count as its own. Otherwise return `data`
-        unchanged; `fetch` then moves one batch at a time.
+        Memory that other processes use does not count as its own. Otherwise, and on a CPU, return
+        None; `fetch` then moves one batch at a time.
         """
         if self.device.type == "cpu":
-            return data
+            return None
         free, _ = torch.cuda.mem_get_info(self.device)
         own = free + torch.cuda.memory_reserved(self.device)
-        if torch.cuda.memory_allocated(self.device) + data.nbytes <= RESIDENT_SHARE * own:
-            with contextlib.suppress(torch.OutOfMemoryError):  # another process was faster
-                return data.to(self.device)
-        return data
+        nbytes = sum(part.nbytes for part in parts)
+        if torch.cuda.memory_allocated(self.device) + nbytes > RESIDENT_SHARE * own:
+            return None
+        lengths, (first, *_) = [len(part) for part in parts], parts
+        try:
+            whole = first.new_empty((sum(lengths), *first.shape[1:]), device=self.device)
+        except torch.OutOfMemoryError:  # another process was faster
+            return None
+        for part, place in zip(parts, whole.split(lengths), strict=True):
+            place.copy_(part)
+        return whole
 
-    def fetch(self, data: Tensor, batches: Iterable[Tensor]) -> Iterator[Tensor]:
+    def fetch(self, data: Rows, batches: Iterable[Tensor]) -> Iterator[Tensor]:
         """Yield the rows of each batch, on the device.
 
         From the host, a thread collects the next batch in pinned memory meanwhile.
 
         Args:
-            data: from `to_device_if_it_fits`.
+            data: on the device or on the host.
             batches: row numbers, on any device.
         """
-        if data.device.type == self.device.type:
+        home = data.device if isinstance(data, Tensor) else torch.device("cpu")
+        if home.type == self.device.type:
             for rows in batches:
-                yield data[rows]
+                yield gather(data, rows)
             return
 
         def collect(rows: Tensor) -> Tensor:
-            collected = data[rows]
+            collected = gather(data, rows)
             return collected.pin_memory() if self.device.type == "cuda" else collected
 
         # All row numbers first: to copy some later would wait for the GPU's work until then.
-        waiting = deque(rows.to(data.device) for rows in batches)
+        waiting = deque(rows.to(home) for rows in batches)
         with ThreadPoolExecutor(1) as pool:
             ahead = pool.submit(collect, waiting.popleft()) if waiting else None
             while ahead is not None:
                 batch = ahead.result()
                 ahead = pool.submit(collect, waiting.popleft()) if waiting else None
                 yield batch.to(self.device, non_blocking=True)
+
+
+def gather(data: Rows, rows: Tensor) -> Tensor:
+    """Collect rows, where the data is.
+
+    Packed crops by numpy, which copies a row at once, where torch copies each byte.
+    """
+    return data[rows] if isinstance(data, Tensor) else torch.from_numpy(data[rows.numpy()])
 
 
 def mapped_tensor(mapped: NDArray[Any]) -> Tensor:

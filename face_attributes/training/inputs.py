@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from face_attributes.errors import UserError
-from face_attributes.files import remembered_sha256
-from face_attributes.networks.device import Hardware, in_halves, mapped_tensor
+from face_attributes.files import sha256
+from face_attributes.networks.device import Hardware, Rows, gather, in_halves, mapped_tensor
 from face_attributes.networks.freezing import split
 from face_attributes.networks.views import average_views, count_views, make_views, normalise
 from face_attributes.params import PredictionParams, Section, TrainParams
 from face_attributes.photos.labels import NUM_CLASSES
-from face_attributes.photos.packed import PackedPixels, prefetch, read_packed
+from face_attributes.photos.packed import MANIFEST, PackedPixels, read_packed
 from face_attributes.progress import progress
 from face_attributes.training.augmentation import augment
 from face_attributes.training.data_parallel import gather_shares, own_share
@@ -32,39 +32,45 @@ CHUNK = {"cpu": 128, "cuda": 512}
 
 @dataclass(frozen=True)
 class Photos:
-    """Crops (N x S x S x 3, uint8), their labels (N, int64), and the SHA-256 of the crops.
+    """Crops (N x S x S x 3, uint8), their labels (N, int64), and a SHA-256 that identifies them."""
 
-    `packed` is the file that `pixels` are mapped from, on a CPU; for a GPU, `fetch` reads ahead.
-    """
-
-    pixels: Tensor
+    pixels: Tensor | PackedPixels
     labels: Tensor
     sha256: str
-    packed: PackedPixels | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def read_ahead(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
-        """Yield the batches of rows, each while the photos of the next are read from disk."""
+        """Yield the batches of rows, each while the photos of the next are read from disk.
+
+        For a GPU, `fetch` reads ahead.
+        """
+        mapped = self.pixels if isinstance(self.pixels, PackedPixels) else None
         for rows, following in zip_longest(batches, batches[1:]):
-            if self.packed is not None and following is not None:
-                prefetch(self.packed, following.tolist())
+            if mapped is not None and following is not None and self.labels.device.type == "cpu":
+                mapped.prefetch(following.tolist())
             yield rows
 
 
 def load_photos(crops: Path, labels: np.ndarray, hardware: Hardware) -> Photos:
     """Load all packed crops, onto the device if they fit, and their labels (N, int).
 
-    Others stay in their file, mapped into memory, so that they may be more than RAM holds.
+    Others stay in their files, mapped into memory, so that they may be more than RAM holds.
+
+    Args:
+        crops: folder of packed crops.
+
+    Raises:
+        UserError: if they are not what the stage `crop` wrote.
     """
     packed = read_packed(crops)
-    pixels = hardware.to_device_if_it_fits(mapped_tensor(packed))
+    packed.check_content()
+    resident = hardware.to_device_if_it_fits([mapped_tensor(shard) for shard in packed.shards])
     return Photos(
-        pixels,
+        packed if resident is None else resident,
         torch.tensor(labels, device=hardware.device),
-        remembered_sha256(crops),
-        packed if hardware.device.type == "cpu" else None,
+        sha256(crops / MANIFEST),  # which has the hashes of the crops
     )
 
 
@@ -129,8 +135,8 @@ class Inputs:
         Each process predicts its share, and all get all predictions.
         """
         self.rest.eval()
-        make_inputs: Callable[[Tensor, PredictionParams], Iterator[Tensor]]
-        data, make_inputs = self.photos.pixels, self._render
+        data: Rows = self.photos.pixels
+        make_inputs: Callable[[Tensor, PredictionParams], Iterator[Tensor]] = self._render
         if self.plain_features is not None and views == plain_views(self.params):
             data, make_inputs = self.plain_features, self._unpack
 
@@ -255,7 +261,7 @@ def _features(
         for pixels in progress(batches, len(chunks), f"features, {views.kind}: batches"):
             yield from in_halves(compute_batch, pixels, generators=[generator])
 
-    first = next(compute(photos.pixels[:1].to(hardware.device)))
+    first = next(compute(gather(photos.pixels, torch.arange(1)).to(hardware.device)))
     shape = (len(photos), views.count, *first.shape[1:])
     facts = (photos.sha256, str(prefix), shape, views.kind, views.seed, views.cache_key)
     key = fingerprint(facts, prefix.state_dict(), hardware)
@@ -266,4 +272,7 @@ def _features(
             f"train.cached_views: {views.count} views of {len(photos)} photos take {size:.1f} GB, "
             f"and train.cache_gb allows {store.limit / 1e9:g}: lower the one or raise the other"
         )
-    return None if features is None else hardware.to_device_if_it_fits(features)
+    if features is None:
+        return None
+    resident = hardware.to_device_if_it_fits([features])
+    return features if resident is None else resident
