@@ -109,7 +109,7 @@ def test_a_killed_run_keeps_its_finished_folds(project: Project) -> None:
 
 
 def test_ctrl_c_ends_training_at_once_and_says_what_is_kept(project: Project) -> None:
-    project.set(train={"epochs": 30, "patience": 30})
+    project.set(train={"epochs": 30, "patience": 30, "freeze": "layer4"})
     # With two threads, one of the libraries' may get the signal.
     with start(project, "dvc", "repro", threads=2) as process:
         assert process.stdout is not None

@@ -56,14 +56,20 @@ def test_the_network_of_a_preset_has_the_part_that_it_freezes(preset: Path) -> N
     freeze(build(params.weights.model, params.crop.side, params.train.heads), params.train.freeze)
 
 
+@pytest.fixture(scope="module")
+def photos(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Photos outside the project; the same for all presets, so that DVC checks them once."""
+    folder = tmp_path_factory.mktemp("outside") / "photos"
+    shutil.copytree(project.folder / "data/sample/train", folder)
+    return folder
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_preset_trains_on_photos_outside_the_project(
-    project: Project, tmp_path: Path, name: str
+    project: Project, photos: Path, tmp_path: Path, name: str
 ) -> None:
     """Without evaluation photos, with weights that fit; smaller and shorter for the test."""
-    photos = tmp_path / "photos"
-    shutil.copytree(project.folder / "data/sample/train", photos)
     model = read_yaml(ROOT / f"presets/{name}.yaml")["weights"]["model"]  # type: ignore[index]
     own = tmp_path / f"{name}.safetensors"
     write_weights(own, build(model, 32).state_dict())
@@ -76,6 +82,9 @@ def test_a_preset_trains_on_photos_outside_the_project(
         assert (project.folder / "data/submission.csv").read_text() == "ImageID,ans\n"
     else:
         assert project.repro("train@0") >= {"clean", "crop", "weights", "train@0"}
-    (next((photos / "images").glob("0*")) / "mask1.jpg").write_bytes(b"")
+    photo = next((photos / "images").glob("0*")) / "mask1.jpg"
+    content = photo.read_bytes()
+    photo.write_bytes(b"")
     assert "clean" in project.outdated()
+    photo.write_bytes(content)
     project.restore()
