@@ -6,6 +6,8 @@ Writes to the output folder:
 
 - `photos.csv`: person, photo, path, mask, gender, age (years), race (as in train.csv, or empty),
   origin (given or corrected), label
+- `to_crop.csv`: the same photos: person, photo, path, mask before corrections. So a corrected label
+  crops no photo again.
 - `given_labels.csv`: person, photo, label before corrections; also of photos that are dropped or
   cannot be used
 - `evaluation.csv`: photo, path, rejected (the reason, or empty), one row per row of info.csv
@@ -144,9 +146,11 @@ def main(train: Path, evaluation: Path, corrections: Path, out: Path) -> None:
     if photos.empty:
         raise UserError(f"no photo of {train} is left: all are dropped or cannot be used")
     photos = photos.assign(label=encode_all(photos, edges))
+    to_crop = original.loc[photos.index, ["person", "photo", "path", "mask"]]
     given_labels = original[["person", "photo"]].assign(label=encode_all(original, edges))
 
     write_table(out / "photos.csv", photos)
+    write_table(out / "to_crop.csv", to_crop)
     write_table(out / "given_labels.csv", given_labels)
     write_table(out / "evaluation.csv", evaluation_photos.assign(rejected=evaluation_reasons))
     write_table(out / "rejected.csv", pd.DataFrame(rejections, columns=list(Rejection._fields)))

@@ -9,7 +9,8 @@ Writes to the output folder:
   shares of the photo (left, top, width, height), way (how the box was found), confidence
 - `fallback.json`: median box of the training photos, for photos without a detected face
 - `contact_sheet.png`: crops of a few people
-- `metrics.json`: detection rates and numbers of boxes by way, also per mask state
+- `metrics.json`: detection rates and numbers of boxes by way, also per mask state as given, before
+  corrections
 """
 
 import os
@@ -228,7 +229,7 @@ def main(clean: Path, detectors: Path, out: Path) -> None:
     The models of detectors are in DETECTORS.
     """
     params = read_params()
-    photos = read_stage_table(clean / "photos.csv")
+    photos = read_stage_table(clean / "to_crop.csv")
     evaluation = read_stage_table(clean / "evaluation.csv").assign(person="")
     evaluation = evaluation[evaluation["rejected"] == ""]
 

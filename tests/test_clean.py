@@ -77,11 +77,21 @@ def test_age_edges_come_from_params(clean_raw: Clean, change: Change) -> None:
 
 def test_corrections_change_labels_and_never_photos(clean_raw: Clean) -> None:
     before = {path: path.read_bytes() for path in FOLDER.iterdir()}
+    clean_raw()
+    to_crop = Path("out/to_crop.csv").read_text()
     correct(f"{PERSON},,gender,female,male,seen", f"{PERSON},,age,25,61,seen")
+    correct(f"{PERSON},normal.jpg,mask,not_worn,incorrect,seen")
+    correct(f"{PERSON},incorrect_mask.jpg,mask,incorrect,not_worn,seen")
+    clean_raw()
+    assert Path("out/to_crop.csv").read_text() == to_crop
+    assert photos()["photo"].to_list() == pd.read_csv("out/to_crop.csv")["photo"].to_list()
     correct("3_male_Any_60,mask2.jpg,drop,,,blurred")
     clean_raw()
+    dropped = "3_male_Any_60,mask2.jpg,"
+    lines = [line for line in to_crop.splitlines() if not line.startswith(dropped)]
+    assert Path("out/to_crop.csv").read_text().splitlines() == lines != to_crop.splitlines()
     table = photos().set_index("person")
-    assert table.loc[PERSON, "label"].to_list() == [2, 2, 2, 2, 2, 8, 14]
+    assert table.loc[PERSON, "label"].to_list() == [2, 2, 2, 2, 2, 14, 8]
     given = pd.read_csv("out/given_labels.csv").set_index("person")
     assert given.loc[PERSON, "label"].to_list() == [3, 3, 3, 3, 3, 9, 15]
     assert "mask2.jpg" in given.loc["3_male_Any_60", "photo"].to_list(), "although it is dropped"

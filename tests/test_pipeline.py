@@ -150,6 +150,17 @@ def test_a_holdout_is_in_no_fold_and_scored_by_all_networks(project: Project) ->
     assert project.outdated() == set()
 
 
+def test_a_corrected_label_crops_no_photo_again(project: Project) -> None:
+    person, gender = pd.read_csv(project.folder / "data/clean/photos.csv", dtype=str).loc[
+        0, ["person", "gender"]
+    ]
+    other = {"male": "female", "female": "male"}[gender]
+    with (project.folder / "data/none.csv").open("a") as file:
+        file.write(f"{person},,gender,{gender},{other},seen\n")
+    assert project.repro("folds") == {"clean", "folds"}
+    project.restore()
+
+
 FRAME = ["command", "errors", "files", "params", "processes", "progress", "revisions"]
 
 
