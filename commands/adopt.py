@@ -304,9 +304,12 @@ def check_network(params: Params, weights: str, preset: Path) -> None:
     """Check that a file of weights fits the network, and that the network has the frozen part.
 
     Raises:
-        UserError: naming the preset.
+        UserError: naming --weights or the preset.
     """
-    state = None if weights in ("", "imagenet") else read_weights(Path(weights))
+    try:
+        state = None if weights in ("", "imagenet") else read_weights(Path(weights))
+    except UserError as error:
+        raise UserError(str(error).replace("weights.source:", "--weights:")) from None
     model, side = params.weights.model, params.crop.side
     try:
         network = build(model, side, params.train.heads, params.weights.seed)
