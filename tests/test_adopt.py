@@ -501,7 +501,7 @@ def test_weights_of_another_network_are_one_line(train: Path, weights: Path) -> 
         "the preset sets weights.model: choose one for your file, such as --preset gpu for a "
         "resnet50, or add one of your own to presets/"
     )
-    assert "--weights: there is no file gone.pth: put it there" in error(train, "--weights", "gone.pth")
+    assert "--weights: there is no file gone.pth" in error(train, "--weights", "gone.pth")
 
 
 def test_what_is_in_the_way_of_a_copy_is_never_replaced(train: Path, weights: Path) -> None:
