@@ -30,6 +30,7 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 NEEDED = {  # module: package
     "filelock": "filelock",
@@ -66,7 +67,9 @@ from face_attributes.networks.device import Hardware, prepare_hardware  # noqa: 
 from face_attributes.networks.freezing import freeze, set_train_modes  # noqa: E402
 from face_attributes.networks.views import IMAGENET_MEAN, IMAGENET_STD, normalise  # noqa: E402
 from face_attributes.params import TrainParams, read_params  # noqa: E402
+from face_attributes.photos import packed  # noqa: E402
 from face_attributes.photos.labels import NUM_CLASSES  # noqa: E402
+from face_attributes.photos.packed import read_packed, write_packed  # noqa: E402
 from face_attributes.training.checkpoint import Checkpoint  # noqa: E402
 from face_attributes.training.feature_store import FeatureStore  # noqa: E402
 from face_attributes.training.graphed_step import GraphedStep, Step  # noqa: E402
@@ -74,6 +77,7 @@ from face_attributes.training.imbalance import class_counts  # noqa: E402
 from face_attributes.training.inputs import (  # noqa: E402
     Inputs,
     Photos,
+    load_photos,
     plain_views,
     prepare_inputs,
 )
@@ -288,15 +292,21 @@ def check_precision(hardware: Hardware, params: TrainParams, side: int) -> str:
 
 
 def check_host(hardware: Hardware, params: TrainParams, side: int) -> str:
-    """Photos that stay on the host give the same bytes as those on the GPU."""
+    """Packed crops that stay on the host, in several shards, give the same bytes as on the GPU."""
     on_gpu(hardware)
-    resident = make_photos(640, side, hardware)
-    assert isinstance(resident.pixels, Tensor)
-    waiting = Photos(resident.pixels.cpu(), resident.labels, resident.sha256)
-    hashes = set()
-    for photos in (resident, waiting):
-        with tempfile.TemporaryDirectory() as folder:
-            hashes.add(fit_whole(photos, change(params, epochs=1), hardware, folder)[0])
+    made, hashes = make_photos(640, side, CPU), set()
+    assert isinstance(made.pixels, Tensor)
+    with (
+        tempfile.TemporaryDirectory() as crops,
+        patch.object(packed, "SHARD_BYTES", 200 * side * side * 3),
+    ):
+        write_packed(Path(crops), made.pixels.numpy(), len(made), side)
+        resident = load_photos(Path(crops), made.labels.numpy(), hardware)
+        assert isinstance(resident.pixels, Tensor) and resident.pixels.cpu().equal(made.pixels)
+        waiting = dataclasses.replace(resident, pixels=read_packed(Path(crops)))
+        for photos in (resident, waiting):
+            with tempfile.TemporaryDirectory() as folder:
+                hashes.add(fit_whole(photos, change(params, epochs=1), hardware, folder)[0])
     assert len(hashes) == 1, hashes
     return f"the same bytes as from the GPU: {hashes.pop()}"
 

@@ -31,7 +31,7 @@ from face_attributes.params import (
 )
 from face_attributes.photos.labels import NUM_CLASSES
 from face_attributes.photos.opening import open_photo
-from face_attributes.photos.packed import Pixels, write_packed
+from face_attributes.photos.packed import MANIFEST, Pixels, write_packed
 from face_attributes.training.checkpoint import Checkpoint
 from face_attributes.training.feature_store import FeatureStore
 from face_attributes.training.inputs import load_photos, prepare_inputs
@@ -56,7 +56,7 @@ def train(
     params = read_params()
     photos = pd.read_csv(table)
     crops = table.with_name(f"{table.stem}{side}")
-    if not crops.exists():
+    if not (crops / MANIFEST).exists():
         crop_photo = partial(crop, params=params.crop.model_copy(update={"side": side}))
         with ProcessPoolExecutor() as pool:
             write_packed(

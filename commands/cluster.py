@@ -275,7 +275,10 @@ def _digest(stage: PipelineStage) -> str:
 
 
 def _files(dep: Dependency) -> dict[str, str]:
-    """The files of a dependency, which is one or a folder, and DVC's hashes of them."""
+    """The files of a dependency, which is one or a folder, and DVC's hashes of them.
+
+    Of a stage that `is_finished` has found unfinished: its dependencies were saved then.
+    """
     if not dep.hash_info.isdir:
         return {dep.def_path: dep.hash_info.value}
     return {"/".join((dep.def_path, *parts)): md5.value for parts, _, md5 in dep.get_obj()}

@@ -18,6 +18,7 @@ from face_attributes.networks import device
 from face_attributes.networks.device import (
     Hardware,
     choose_hardware,
+    concatenate,
     gpu_precision,
     has_code_for,
     in_halves,
@@ -78,6 +79,11 @@ def test_parts_of_data_are_one_tensor_on_the_gpu(monkeypatch: pytest.MonkeyPatch
     assert moved is not None
     assert (moved.device.type, moved.shape, moved.dtype) == ("meta", (9, 2, 3), torch.uint8)
     assert CPU.to_device_if_it_fits(parts) is None
+
+
+def test_parts_are_concatenated_in_order() -> None:
+    parts = [torch.arange(15).reshape(5, 3), torch.empty(0, 3).long(), torch.full((4, 3), 7)]
+    assert concatenate(parts, torch.device("cpu")).equal(torch.cat(parts))
 
 
 def test_batches_come_in_order_from_the_device_and_from_the_host() -> None:

@@ -336,3 +336,16 @@ def test_a_shard_of_other_crops_is_a_line_where_the_content_is_checked(eight: Pa
         f"{path} is not what the stage crop wrote (its SHA-256 is another one than in "
         f"manifest.json): {REMEDY}"
     )
+
+
+def test_what_is_damaged_in_dvcs_cache_is_to_be_deleted_there(eight: Path) -> None:
+    """With `cache.type symlink`, DVC itself takes the damaged file for whole."""
+    shard, cached = eight / "0001.npy", eight / f"files/md5/ab/{'c' * 30}"
+    cached.parent.mkdir(parents=True)
+    shard.rename(cached)
+    shard.symlink_to(cached)
+    read_packed(eight).check_content()
+    cached.write_bytes(cached.read_bytes().replace(b"\x05", b"\x04"))
+    line = refusal(eight)
+    assert line.startswith(f"{shard} is not what the stage crop wrote")
+    assert line.endswith(f": delete {cached}, then `dvc repro crop` makes it again")

@@ -79,14 +79,10 @@ class Hardware:
         nbytes = sum(part.nbytes for part in parts)
         if torch.cuda.memory_allocated(self.device) + nbytes > RESIDENT_SHARE * own:
             return None
-        lengths, (first, *_) = [len(part) for part in parts], parts
         try:
-            whole = first.new_empty((sum(lengths), *first.shape[1:]), device=self.device)
+            return concatenate(parts, self.device)
         except torch.OutOfMemoryError:  # another process was faster
             return None
-        for part, place in zip(parts, whole.split(lengths), strict=True):
-            place.copy_(part)
-        return whole
 
     def fetch(self, data: Rows, batches: Iterable[Tensor]) -> Iterator[Tensor]:
         """Yield the rows of each batch, on the device.
@@ -115,6 +111,15 @@ class Hardware:
                 batch = ahead.result()
                 ahead = pool.submit(collect, waiting.popleft()) if waiting else None
                 yield batch.to(self.device, non_blocking=True)
+
+
+def concatenate(parts: Sequence[Tensor], device: torch.device) -> Tensor:
+    """Copy the rows of all parts into one tensor on a device, with no other copy on either side."""
+    lengths, first = [len(part) for part in parts], parts[0]
+    whole = first.new_empty((sum(lengths), *first.shape[1:]), device=device)
+    for part, place in zip(parts, whole.split(lengths), strict=True):
+        place.copy_(part)
+    return whole
 
 
 def gather(data: Rows, rows: Tensor) -> Tensor:

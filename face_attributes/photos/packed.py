@@ -21,6 +21,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from face_attributes.errors import UserError
 from face_attributes.files import (
+    is_link_into_cache,
+    path_in_errors,
     remembered_sha256,
     remove_leftovers,
     write_json,
@@ -34,8 +36,6 @@ MANIFEST = "manifest.json"
 SHARD_BYTES = 2**32 - 2**20
 """Largest size of the crops in a shard: file systems and object stores have limits of 4 GiB and
 5 GB. Of 10 million crops at 224 pixels, 351 shards are open at once; the usual limit is 1,024."""
-
-REMEDY = "`dvc checkout --force crop` restores it, or `dvc repro crop` makes it again"
 
 
 class Shard(BaseModel):
@@ -118,9 +118,8 @@ def write_packed(folder: Path, crops: Iterable[Pixels], count: int, side: int) -
 class PackedPixels:
     """Crops in mapped shards. Rows are numbered, and indexed, as in a single array.
 
-    A number gives a view of the file, side x side x 3. A slice, an array of numbers or a mask
-    gives an array, R x side x side x 3: a copy, or for a slice of a single shard a view. Views are
-    read-only.
+    A number gives a read-only view of the file, side x side x 3; a slice, an array of numbers or a
+    mask a copy of rows, R x side x side x 3.
     """
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
@@ -146,9 +145,6 @@ class PackedPixels:
             yield from shard
 
     def __getitem__(self, rows: int | slice | NDArray[np.intp] | NDArray[np.bool_]) -> Pixels:
-        if len(self.shards) == 1:
-            crops: Pixels = self.shards[0][rows]
-            return crops
         numbers = self._numbers[rows]
         if numbers.ndim == 0:
             shard, row = self._find(int(numbers))
@@ -192,8 +188,15 @@ class PackedPixels:
             if remembered_sha256(path) != shard.sha256:
                 raise UserError(
                     f"{path} is not what the stage crop wrote (its SHA-256 is another one than in "
-                    f"{MANIFEST}): {REMEDY}"
+                    f"{MANIFEST}): {_remedy(path)}"
                 )
+
+
+def _remedy(path: Path) -> str:
+    """What to do about missing or damaged crops, in the workspace or in DVC's cache."""
+    if is_link_into_cache(path):
+        return f"delete {path.readlink()}, then `dvc repro crop` makes it again"
+    return "`dvc checkout --force crop` restores it, or `dvc repro crop` makes it again"
 
 
 Crops = Pixels | PackedPixels
@@ -207,7 +210,7 @@ def _map(path: Path, shape: tuple[int, int, int, int]) -> Pixels:
         UserError: if there is none of that shape.
     """
     try:
-        with path.open("rb") as file:
+        with path.open("rb") as file, path_in_errors(path):
             np.lib.format.read_magic(file)
             header = np.lib.format.read_array_header_1_0(file)
             if header != (shape, False, np.dtype(np.uint8)):
@@ -217,11 +220,11 @@ def _map(path: Path, shape: tuple[int, int, int, int]) -> Pixels:
             if file.tell() + crops.nbytes != len(mapped):
                 raise ValueError
     except FileNotFoundError:
-        raise UserError(f"{path} is missing: {REMEDY}") from None
+        raise UserError(f"{path} is missing: {_remedy(path)}") from None
     except (ValueError, TypeError, SyntaxError, TokenError):
         raise UserError(
             f"{path} does not have {shape[0]} crops of {shape[1]} pixels, as {MANIFEST} says: "
-            f"{REMEDY}"
+            f"{_remedy(path)}"
         ) from None
     return crops
 
@@ -236,7 +239,7 @@ def read_packed(folder: Path) -> PackedPixels:
     try:
         manifest = Manifest.model_validate_json(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{path} is missing: {REMEDY}") from None
+        raise UserError(f"{path} is missing: {_remedy(path)}") from None
     except ValidationError:
-        raise UserError(f"{path} does not list packed crops: {REMEDY}") from None
+        raise UserError(f"{path} does not list packed crops: {_remedy(path)}") from None
     return PackedPixels(folder, manifest)
