@@ -32,14 +32,17 @@ from face_attributes.progress import progress
 Entry = dict[str, Any]
 
 
-def thumbnail(path: str, width: int, max_pixels: int) -> str:
-    """Thumbnail of a photo on disk as WebP in base64; "" if the photo is missing or damaged."""
+def thumbnail(path: str, width: int, max_pixels: int) -> tuple[str, float]:
+    """Thumbnail of a photo on disk as WebP in base64, and its width divided by its height.
+
+    ("", 1.0) if the photo is missing or damaged.
+    """
     try:
         photo = open_photo(Path(path), max_pixels)
     except (BadPhotoError, FileNotFoundError):
-        return ""
+        return "", 1.0
     photo.thumbnail((width, 2 * width))
-    return image_data(photo)
+    return image_data(photo), photo.width / photo.height
 
 
 def list_findings(suspects: pd.DataFrame, years: dict[Hashable, int]) -> list[Entry]:
@@ -101,7 +104,8 @@ def describe_people(
         people.setdefault(row["person"], []).append(
             {
                 **{key: row[key] for key in ("photo", "mask", "gender", "age", "origin")},
-                "image": thumbnails[index],
+                "image": thumbnails[index][0],
+                "ratio": round(thumbnails[index][1], 3),
                 "crop": image_data(Image.fromarray(crops[row["row"]])),
                 "probabilities": {}
                 if np.isnan(probabilities[index]).any()

@@ -28,8 +28,8 @@ ROOT = Path(__file__).parents[1]
 STEMS = ["mask1", "mask2", "mask3", "mask4", "mask5", "incorrect_mask", "normal"]
 
 LONGEST = [
-    "test_cluster", "test_backbones", "test_interrupted", "test_presets", "test_sweep",
-    "test_pipeline", "test_remote",
+    "test_cluster", "test_backbones", "test_interrupted", "test_presets", "test_own_ray",
+    "test_sweep", "test_pipeline", "test_remote",
 ]  # fmt: skip
 """The first makes the `project` that others wait for; so the second does not need it."""
 

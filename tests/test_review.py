@@ -294,6 +294,21 @@ def test_keys_continue_from_the_finding_that_was_clicked(opened: Page) -> None:
     assert decisions == ["", "rejected", "", "rejected", "accepted", ""]
 
 
+def test_nothing_moves_when_photos_load(opened: Page) -> None:
+    """Or a click would hit another button. Photos load when they come near."""
+    heights = "() => [...document.querySelectorAll('article')].map((each) => each.offsetHeight)"
+    images = "[...document.querySelectorAll('article img')]"
+    opened.evaluate(f"{images}.forEach((image) => image.removeAttribute('src'))")
+    before = opened.evaluate(heights)
+    opened.evaluate(
+        f"Promise.all({images}.map((image) => "
+        "{ image.src = image.dataset.source; return image.decode(); }))"
+    )
+    assert opened.evaluate(heights) == before
+    ratios = f"{images}.map((image) => image.naturalWidth / image.naturalHeight)"
+    assert len({round(ratio, 1) for ratio in opened.evaluate(ratios)}) > 1
+
+
 def test_findings_are_shown_as_text_with_their_photos_marked(opened: Page) -> None:
     assert opened.get_by_text(MARKUP).is_visible()
     swap, gender, _, duplicate, *_ = opened.locator("article").all()
