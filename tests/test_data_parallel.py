@@ -386,7 +386,7 @@ def test_what_all_processes_find_wrong_is_one_line(
 
 
 MEMBER = """
-import sys, time, torch
+import atexit, sys, time, torch
 from face_attributes.command import user_command
 from face_attributes.errors import UserError
 from face_attributes.training.data_parallel import (
@@ -397,6 +397,8 @@ from face_attributes.training.data_parallel import (
 @process_group()
 def main() -> None:
     print("started", flush=True)
+    # Would be a second line: after a failure, nothing is torn down, which can abort the process.
+    atexit.register(print, "torn down", file=sys.stderr)
     if rank() == 1:
         FAULT
     sum_over_processes(torch.ones(1))

@@ -349,3 +349,5 @@ def test_what_is_damaged_in_dvcs_cache_is_to_be_deleted_there(eight: Path) -> No
     line = refusal(eight)
     assert line.startswith(f"{shard} is not what the stage crop wrote")
     assert line.endswith(f": delete {cached}, then `dvc repro crop` makes it again")
+    cached.unlink()
+    assert refusal(eight) == f"{shard} is missing: {REMEDY}"

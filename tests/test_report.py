@@ -10,7 +10,7 @@ from playwright.sync_api import Page, expect
 
 from face_attributes.files import read_json, write_json
 from stages import report
-from stages.report import age_errors, flatten, most_confident
+from stages.report import age_errors, flatten, most_confident, stage_times
 from tests.conftest import run_stage
 from tests.finished_run import MARKUP, YOUNG, write_finished_run
 
@@ -133,3 +133,11 @@ def test_parameters_are_flattened_at_any_depth() -> None:
     assert flatten(sections) == {
         "train.epochs": 3, "train.optimizer.ema": 0.5, "labels.age_edges": [30],
     }  # fmt: skip
+
+
+def test_times_are_of_the_listed_folds_with_one_decimal(tmp_path: Path) -> None:
+    for stage, seconds in {"clean": 1.94, "train@0": 123.46, "train@5": 9.0}.items():
+        write_json(tmp_path / f"{stage}.json", {"seconds": seconds, "ended": "then"}, digits=3)
+    times = stage_times(tmp_path, [0, 1]).sort_values("stage")
+    assert times.to_numpy().tolist() == [["clean", "1.9", "then"], ["train@0", "123.5", "then"]]
+    assert stage_times(tmp_path / "none", [0]).empty

@@ -312,6 +312,9 @@ def test_nothing_moves_when_photos_load(opened: Page) -> None:
 def test_findings_are_shown_as_text_with_their_photos_marked(opened: Page) -> None:
     assert opened.get_by_text(MARKUP).is_visible()
     swap, gender, _, duplicate, *_ = opened.locator("article").all()
+    assert "incorrect_mask.jpg: given incorrect, suggested not worn" in str(
+        swap.locator(".claim").text_content()
+    )
     assert swap.locator("li.doubtful").count() == duplicate.locator("li.doubtful").count() == 2
     assert f"mask1.jpg: the same as {OLD}/mask1.jpg, suggested drop" in str(
         duplicate.locator(".claim").text_content()

@@ -121,6 +121,21 @@ def test_without_git_or_dvc_on_the_path_it_is_one_line(
         cluster.run_dvc("repro")
 
 
+def test_names_are_shown_whole_in_a_narrow_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of a sweep often differ at their end alone."""
+    monkeypatch.setenv("COLUMNS", "80")
+    names = [f"freeze-layer4_seed-{seed}-93cc53" for seed in (1, 2)]
+    scores = ["macro_f1", "low", "high", "difference", "difference_low", "difference_high"]
+    ranking = pd.DataFrame(0.5, index=[0, 1], columns=scores)
+    verdict = ["the first", "no difference shown"]
+    sweep.print_ranking(ranking.assign(run=names, verdict=verdict, seconds=9.0), "")
+    shown = capsys.readouterr().out
+    first_cells = [line.split("│")[1].strip() for line in shown.splitlines() if "│" in line]
+    assert "".join(first_cells) == "".join(names)
+
+
 @pytest.mark.slow
 def test_a_sweep_continues_after_a_kill_and_past_a_failure(project: Project) -> None:
     """DVC has the results of `none`; there is no part `nosuch`."""
