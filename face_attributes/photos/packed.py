@@ -194,7 +194,7 @@ class PackedPixels:
 
 def _remedy(path: Path) -> str:
     """What to do about missing or damaged crops, in the workspace or in DVC's cache."""
-    if is_link_into_cache(path):
+    if is_link_into_cache(path) and path.exists():
         return f"delete {path.readlink()}, then `dvc repro crop` makes it again"
     return "`dvc checkout --force crop` restores it, or `dvc repro crop` makes it again"
 
